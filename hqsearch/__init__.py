@@ -1,0 +1,1 @@
+"""Similarity search with learned hierarchical sparse hash codes, as scikit-learn estimators."""
