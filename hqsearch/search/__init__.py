@@ -1,0 +1,9 @@
+"""The search room: codes and embeddings in, nearest neighbours out. Numpy and numba only.
+
+Numba is imported by the first table that is built, not with this package.
+"""
+
+from hqsearch.search.results import RadiusResult, SearchResult, SearchStats
+from hqsearch.search.table import LeafTable
+
+__all__ = ["LeafTable", "RadiusResult", "SearchResult", "SearchStats"]

@@ -1,0 +1,35 @@
+"""One task of a search, compiled as a whole: plan, sort, score, finish."""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from hqsearch.search.probing import plan_search, sort_pairs
+from hqsearch.search.scoring import EMPTY_KEY, finish_rows, score_pairs
+
+
+@njit(cache=True, nogil=True)
+def search_slice(
+    queries, order, codes, level_scores, n_neighbors, n_probes, lexicographic, skipped, own_cell,
+    leaf_ids, leaf_start, leaf_cells, cell_live, child_start, digit, level_start, shared,
+    plain, encoded, kind, low, step, cell_start, positions, keep, out_distances, out_positions,
+):  # fmt: skip
+    """Answer the queries named by `order` on a table of one segment.
+
+    The parameters are those of `plan_search` and `score_pairs`; rows ``order`` of `out_distances` and
+    `out_positions` are written. Returns `plan_search`'s totals and the least number of neighbours found.
+    """
+    pair_query, pair_cell, totals = plan_search(
+        order, codes, level_scores, own_cell, n_neighbors, n_probes, lexicographic,
+        leaf_ids, leaf_start, leaf_cells, cell_live, child_start, digit, level_start, shared,
+    )  # fmt: skip
+    if totals[3] != 0:
+        return totals, 0
+    pair_query, pair_cell = sort_pairs(pair_query, pair_cell, cell_live.size)
+    keys = np.full(order.size * n_neighbors, EMPTY_KEY, dtype=np.int64)
+    score_pairs(
+        queries, order, pair_query, pair_cell, 0, pair_query.size, 0,
+        plain, encoded, kind, low, step, cell_start, positions, keep, skipped, keys, n_neighbors,
+    )  # fmt: skip
+    return totals, finish_rows(keys, order, n_neighbors, out_distances, out_positions)

@@ -1,0 +1,332 @@
+"""Which leaves a query opens, in what order, and which cells that makes: the plan of a search.
+
+The leaves that hold items form a tree of code prefixes. A query walks it with a heap: an inner node's key
+is the best that any leaf below it could reach, so leaves come out best first after visiting few nodes, and
+empty ones never.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit
+
+
+class PrefixTree(NamedTuple):
+    """Prefixes of the occupied leaves, level by level: node 0 is the root, the leaves are the last nodes.
+
+    Attributes
+    ----------
+    child_start : ndarray of shape (n_inner_nodes + 1,), dtype int64
+        The children of inner node ``i`` are the nodes ``child_start[i]`` to ``child_start[i + 1] - 1``.
+    digit : ndarray of shape (n_nodes,), dtype int64
+        Bucket of each node at its own level.
+    level_start : ndarray of shape (n_levels + 1,), dtype int64
+        First node of each level; the root is level 0.
+    """
+
+    child_start: np.ndarray
+    digit: np.ndarray
+    level_start: np.ndarray
+
+    @classmethod
+    def build(cls, leaf_ids: np.ndarray, branching_factor: int, n_levels: int) -> PrefixTree:
+        """Find the prefixes of ascending leaf ids."""
+        level_start, child_start, digits = [0], [], []
+        prefixes = np.zeros(1, dtype=np.int64)
+        digits.append(prefixes)
+        first = 1
+        for level in range(1, n_levels + 1):
+            unit = branching_factor ** (n_levels - level)
+            longer = np.unique(leaf_ids // unit)
+            # Both lists ascend, so each node's children are consecutive.
+            child_start.append(first + np.searchsorted(longer // branching_factor, prefixes))
+            digits.append(longer % branching_factor)
+            level_start.append(first)
+            first += longer.size
+            prefixes = longer
+        child_start.append(np.array([first]))
+        return cls(
+            np.concatenate(child_start).astype(np.int64),
+            np.concatenate(digits).astype(np.int64),
+            np.array(level_start, dtype=np.int64),
+        )
+
+
+@njit(cache=True, nogil=True)
+def ascending_bits(value):
+    """Map a float64 to an int64 that sorts in the same order; both zeros map to 0."""
+    box = np.empty(1, dtype=np.float64)
+    box[0] = value + 0.0
+    bits = box.view(np.int64)[0]
+    return bits if bits >= 0 else bits ^ np.int64(0x7FFFFFFFFFFFFFFF)
+
+
+@njit(cache=True, nogil=True)
+def push_node(heap_keys, heap_nodes, heap_sums, size, key, node, total):
+    """Add a node to a heap whose least (key, node) comes first; the caller counts its size."""
+    i = size
+    while i > 0:
+        parent = (i - 1) // 2
+        if heap_keys[parent] < key or (heap_keys[parent] == key and heap_nodes[parent] < node):
+            break
+        heap_keys[i], heap_nodes[i], heap_sums[i] = heap_keys[parent], heap_nodes[parent], heap_sums[parent]
+        i = parent
+    heap_keys[i], heap_nodes[i], heap_sums[i] = key, node, total
+
+
+@njit(cache=True, nogil=True)
+def drop_first(heap_keys, heap_nodes, heap_sums, size):
+    """Remove the first of `size` nodes of a heap."""
+    size -= 1
+    key, node, total = heap_keys[size], heap_nodes[size], heap_sums[size]
+    i = 0
+    while True:
+        child = 2 * i + 1
+        if child >= size:
+            break
+        other = child + 1
+        if other < size and (
+            heap_keys[other] < heap_keys[child]
+            or (heap_keys[other] == heap_keys[child] and heap_nodes[other] < heap_nodes[child])
+        ):
+            child = other
+        if heap_keys[child] > key or (heap_keys[child] == key and heap_nodes[child] > node):
+            break
+        heap_keys[i], heap_nodes[i], heap_sums[i] = heap_keys[child], heap_nodes[child], heap_sums[child]
+        i = child
+    heap_keys[i], heap_nodes[i], heap_sums[i] = key, node, total
+
+
+@njit(cache=True, nogil=True)
+def rank_buckets(level_scores, ranks):
+    """Rank the buckets of each level by descending score, ties to the lower bucket: 0 is the best."""
+    for level in range(level_scores.shape[0]):
+        by_score = np.argsort(-level_scores[level], kind="mergesort")
+        for place in range(by_score.size):
+            ranks[level, by_score[place]] = place
+
+
+@njit(cache=True, nogil=True)
+def expand_node(
+    node, level, total, key, level_scores, best_scores, ranks, lexicographic, child_start, digit,
+    heap_keys, heap_nodes, heap_sums, size,
+):  # fmt: skip
+    """Push the children of an inner node of the given level; return the heap's new size."""
+    n_levels, branching_factor = level_scores.shape
+    unit = np.int64(1)
+    for _ in range(n_levels - level - 1):
+        unit *= branching_factor
+    for child in range(child_start[node], child_start[node + 1]):
+        bucket = digit[child]
+        if lexicographic:
+            child_key = key + ranks[level, bucket] * unit
+            child_total = 0.0
+        else:
+            child_total = total + np.float64(level_scores[level, bucket])
+            # Summed in the leaf's own order, so that rounding never puts the bound under a leaf's score.
+            bound = child_total
+            for below in range(level + 1, n_levels):
+                bound += best_scores[below]
+            child_key = ascending_bits(-bound)
+        push_node(heap_keys, heap_nodes, heap_sums, size, child_key, child, child_total)
+        size += 1
+    return size
+
+
+@njit(cache=True, nogil=True)
+def find_leaf(leaf_ids, leaf_id):
+    """Index of `leaf_id` among the ascending `leaf_ids`, -1 when it is not there."""
+    low, high = 0, leaf_ids.size
+    while low < high:
+        middle = (low + high) // 2
+        if leaf_ids[middle] < leaf_id:
+            low = middle + 1
+        else:
+            high = middle
+    if low < leaf_ids.size and leaf_ids[low] == leaf_id:
+        return low
+    return -1
+
+
+@njit(cache=True, nogil=True)
+def plan_search(
+    order, codes, level_scores, own_cell, n_neighbors, n_probes, lexicographic,
+    leaf_ids, leaf_start, leaf_cells, cell_live, child_start, digit, level_start, shared,
+):  # fmt: skip
+    """Choose each query's leaves and list the cells they hold, each once.
+
+    Parameters
+    ----------
+    order : ndarray of shape (n_planned,), dtype int64
+        The queries to plan, as rows of the arrays below.
+    codes : ndarray of shape (n_queries, sparsity), dtype int64
+        Their own leaves, best first.
+    level_scores : ndarray of shape (n_queries, n_levels, branching_factor), dtype float32
+        Read only for queries that open further leaves.
+    own_cell : ndarray of shape (n_queries,), dtype int64
+        Cell of the item that a query leaves out, -1 for none.
+    n_neighbors : int
+        Candidates wanted; leaves are opened until there are as many.
+    n_probes : int
+        Leaves to open at least; -1 stands for the query's own leaves.
+    lexicographic : bool
+        Whether further leaves come parent by parent instead of by the sum of level scores.
+    leaf_ids, leaf_start, leaf_cells : ndarray
+        Occupied leaves, ascending, and the cells of each as a CSR structure.
+    cell_live : ndarray of shape (n_cells,), dtype int32
+        Items of each cell that may be returned. Leaves without any are passed by as if they did not exist.
+    child_start, digit, level_start : ndarray
+        The leaves' `PrefixTree`.
+    shared : bool
+        Whether a cell can lie in several leaves.
+
+    Returns
+    -------
+    pair_query, pair_cell : ndarray of shape (n_pairs,), dtype int32
+        Places in `order`, ascending, and the cells to score for each.
+    totals : ndarray of shape (4,), dtype int64
+        Leaves opened, empty leaves, candidates, and 1 when a needed level score was not finite.
+    """
+    n_planned, sparsity = order.size, codes.shape[1]
+    n_levels, branching_factor = level_scores.shape[1], level_scores.shape[2]
+    n_leaves = leaf_ids.size
+    last_level = level_start[n_levels] if n_leaves > 0 else np.int64(0)
+    capacity = max(16, 2 * n_planned * sparsity)
+    pair_query = np.empty(capacity, dtype=np.int32)
+    pair_cell = np.empty(capacity, dtype=np.int32)
+    n_pairs = 0
+    totals = np.zeros(4, dtype=np.int64)
+    seen = np.full(cell_live.size if shared else 0, -1, dtype=np.int32)
+    own_leaves = np.empty(sparsity, dtype=np.int64)
+    # The walk's arrays are made by the first query that needs them.
+    heap_keys = np.empty(0, dtype=np.int64)
+    heap_nodes = np.empty(0, dtype=np.int64)
+    heap_sums = np.empty(0, dtype=np.float64)
+    ranks = np.empty((0, 0), dtype=np.int64)
+    best_scores = np.empty(0, dtype=np.float64)
+    for place in range(n_planned):
+        query = order[place]
+        n_opened = 0
+        n_found = 0
+        size = 0
+        walking = False
+        while True:
+            wanted = sparsity if n_probes < 0 else n_probes
+            if n_opened >= wanted and n_found >= n_neighbors:
+                break
+            is_own = n_opened < sparsity
+            if is_own:
+                leaf = find_leaf(leaf_ids, codes[query, n_opened])
+                own_leaves[n_opened] = leaf
+                n_opened += 1
+            else:
+                if not walking:
+                    walking = True
+                    if heap_keys.size == 0:
+                        heap_keys = np.empty(digit.size, dtype=np.int64)
+                        heap_nodes = np.empty(digit.size, dtype=np.int64)
+                        heap_sums = np.empty(digit.size, dtype=np.float64)
+                        ranks = np.zeros((n_levels, branching_factor), dtype=np.int64)
+                        best_scores = np.empty(n_levels, dtype=np.float64)
+                    for level in range(n_levels):
+                        best_scores[level] = -np.inf
+                        for bucket in range(branching_factor):
+                            score = np.float64(level_scores[query, level, bucket])
+                            if not np.isfinite(score):
+                                totals[3] = 1
+                            best_scores[level] = max(best_scores[level], score)
+                    if totals[3] != 0:
+                        return pair_query[:0], pair_cell[:0], totals
+                    if lexicographic:
+                        rank_buckets(level_scores[query], ranks)
+                    if n_leaves > 0:
+                        size = expand_node(
+                            0, 0, 0.0, np.int64(0), level_scores[query], best_scores, ranks, lexicographic,
+                            child_start, digit, heap_keys, heap_nodes, heap_sums, 0,
+                        )  # fmt: skip
+                if size == 0:
+                    break
+                node, key, total = heap_nodes[0], heap_keys[0], heap_sums[0]
+                drop_first(heap_keys, heap_nodes, heap_sums, size)
+                size -= 1
+                if node < last_level:
+                    level = 1
+                    while node >= level_start[level + 1]:
+                        level += 1
+                    size = expand_node(
+                        node, level, total, key, level_scores[query], best_scores, ranks, lexicographic,
+                        child_start, digit, heap_keys, heap_nodes, heap_sums, size,
+                    )  # fmt: skip
+                    continue
+                leaf = node - last_level
+                known = False
+                for i in range(sparsity):
+                    known = known or own_leaves[i] == leaf
+                if known:
+                    continue
+                live = 0
+                for entry in range(leaf_start[leaf], leaf_start[leaf + 1]):
+                    live += cell_live[leaf_cells[entry]]
+                if live == 0:
+                    continue
+                n_opened += 1
+            live = 0
+            if leaf >= 0:
+                for entry in range(leaf_start[leaf], leaf_start[leaf + 1]):
+                    cell = leaf_cells[entry]
+                    if cell_live[cell] == 0:
+                        continue
+                    live += cell_live[cell]
+                    if shared:
+                        if seen[cell] == place:
+                            continue
+                        seen[cell] = place
+                    if n_pairs == capacity:
+                        capacity *= 2
+                        longer = np.empty(capacity, dtype=np.int32)
+                        longer[:n_pairs] = pair_query
+                        pair_query = longer
+                        longer = np.empty(capacity, dtype=np.int32)
+                        longer[:n_pairs] = pair_cell
+                        pair_cell = longer
+                    pair_query[n_pairs] = place
+                    pair_cell[n_pairs] = cell
+                    n_pairs += 1
+                    n_found += cell_live[cell]
+                    if own_cell[query] == cell:
+                        n_found -= 1
+            if is_own and live == 0:
+                totals[1] += 1
+        totals[0] += n_opened
+        totals[2] += n_found
+    return pair_query[:n_pairs], pair_cell[:n_pairs], totals
+
+
+@njit(cache=True, nogil=True)
+def sort_pairs(pair_query, pair_cell, n_cells):
+    """Sort pairs by cell; the pairs of a cell stay in the order of their queries."""
+    n_pairs = pair_cell.size
+    if n_pairs <= 64 or n_cells > 16 * n_pairs:
+        joint = np.empty(n_pairs, dtype=np.int64)
+        for i in range(n_pairs):
+            joint[i] = np.int64(pair_cell[i]) << 32 | np.int64(pair_query[i])
+        joint.sort()
+        for i in range(n_pairs):
+            pair_cell[i] = joint[i] >> 32
+            pair_query[i] = joint[i] & np.int64(0x7FFFFFFF)
+        return pair_query, pair_cell
+    next_place = np.zeros(n_cells + 1, dtype=np.int64)
+    for i in range(n_pairs):
+        next_place[pair_cell[i] + 1] += 1
+    for cell in range(n_cells):
+        next_place[cell + 1] += next_place[cell]
+    sorted_query = np.empty_like(pair_query)
+    sorted_cell = np.empty_like(pair_cell)
+    for i in range(n_pairs):
+        place = next_place[pair_cell[i]]
+        next_place[pair_cell[i]] += 1
+        sorted_query[place] = pair_query[i]
+        sorted_cell[place] = pair_cell[i]
+    return sorted_query, sorted_cell
