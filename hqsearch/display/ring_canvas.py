@@ -6,8 +6,9 @@ from matplotlib.patches import Wedge
 from .palette import GRAY
 from .ring_layout import polar
 
-# width of a character and height of a line, in font sizes; a little generous, so that nothing touches
-_CHARACTER_WIDTH = 0.64
+# width of a (bold) character, height of a capital and of a line, in font sizes
+_CHARACTER_WIDTH = 0.7
+_CAPITAL_HEIGHT = 0.78
 _LINE_HEIGHT = 1.3
 # points per data unit on the 9 inch figure that sizes are given for
 _FULL_SIZE = 275.0
@@ -61,6 +62,15 @@ class RingCanvas:
         """
         by_width = width / (_CHARACTER_WIDTH * max(len(text), 1))
         return min(self.points_per_unit * min(by_width, height / _LINE_HEIGHT), largest * self.scale)
+
+    def upright_size_that_fits(self, text, spacing, *, largest):
+        """Return the largest font size at which upright texts that far apart keep clear of each other.
+
+        Neighbours on a ring lie in any direction; boxes that are further apart than their diagonal can't
+        overlap in any.
+        """
+        diagonal = np.hypot(_CHARACTER_WIDTH * len(text), _CAPITAL_HEIGHT)
+        return min(self.points_per_unit * spacing / diagonal, largest * self.scale)
 
     def write_upright(self, text, radius, angle, size, **style):
         """Write horizontally, centred, and return the text."""

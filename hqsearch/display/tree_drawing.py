@@ -30,8 +30,8 @@ def draw_branches(canvas, layout, digits, branching_factor, colors):
         # near the root the spokes are too close together for numbers
         radius = 0.8 * outer if level == 1 else (inner + outer) / 2
         middles = np.array([branch.middle for branch in branches])
-        width = radius * np.diff(middles, append=middles[0] + 2 * np.pi).min()
-        size = canvas.size_that_fits(widest_number, min(width, outer - inner), outer - inner, largest=10.5)
+        spacing = radius * np.diff(middles, append=middles[0] + 2 * np.pi).min()
+        size = canvas.upright_size_that_fits(widest_number, min(spacing, outer - inner), largest=10.5)
         for branch in branches:
             color = color_of_first[branch.path[0]]
             canvas.spoke(inner, outer, branch.middle, color)
@@ -93,7 +93,7 @@ def name_leaves(canvas, layout, contents, colors, *, along_the_ring):
     if len(longest) <= _LONGEST_UPRIGHT_NAME:
         # a 6 that is turned over is a 9
         write, radius = canvas.write_upright, OUTER_RADIUS + 0.045
-        size = canvas.size_that_fits(longest, width, largest=12)
+        size = canvas.upright_size_that_fits(longest, width, largest=12)
     elif along_the_ring:
         write, radius = canvas.write_along, OUTER_RADIUS + 0.04
         size = canvas.size_that_fits(longest, width, largest=12)
