@@ -163,6 +163,8 @@ def test_squares_stay_in_their_cells_and_sectors_apart_for_any_leaves(ids, tree)
     layout = lay_out_ring(digits, with_cells=True)
     assert (layout.starts[1:] > layout.ends[:-1]).all()
     assert layout.ends[-1] - layout.starts[0] < 2 * np.pi
+    # even about the top: as much room before the first leaf as behind the last one
+    assert layout.starts[0] == pytest.approx(2 * np.pi - layout.ends[-1])
     assert all(arc.inner > 0 and arc.outer < layout.leaf_inner for arc in layout.arcs)
     assert {cell.leaf for cell in layout.cells} == set(range(len(ids)))
     for cell in layout.cells:
