@@ -1,9 +1,8 @@
 """Candidates -> nearest neighbours: pairs of query and cell, scored cell by cell with a running top-k.
 
-A neighbour is one int64 key: the bits of its squared distance above its position. Squared distances are not
-negative, so keys sort by distance and equal distances by position. Every kernel adds a pair's squared
-differences in the order of the dimensions, one fused step each; so a pair's distance has the same bits
-whichever kernel, block or group of queries it is computed in, and equal vectors tie exactly.
+Every kernel adds a pair's squared differences in the order of the dimensions, one fused step each; so a
+pair's distance has the same bits whichever kernel, block or group of queries computes it, and equal vectors
+tie exactly.
 """
 
 from __future__ import annotations
@@ -12,26 +11,31 @@ import numpy as np
 from numba import njit
 
 from hqsearch.search.blocks import BLOCK, FLOAT16, PLAIN, SLACK, decode_bytes, decode_half
+from hqsearch.search.topk import NO_ITEM, make_room, offer
 
-# Above every key of a real item: distance infinity at the highest position.
-EMPTY_KEY = np.int64(0x7F800000_7FFFFFFF)
-# Below this many neighbours shifting a sorted row costs less than repairing a heap.
-_SORTED_ROW = 48
+# Blocks scored before the running top-k looks at them: with more than one it sees few of their items.
+CHUNK_BLOCKS = 4
+CHUNK = CHUNK_BLOCKS * BLOCK
 
-_0, _1, _2, _3, _4 = np.uint64(0), np.uint64(1), np.uint64(2), np.uint64(3), np.uint64(4)
-_B1, _B2, _B3 = np.uint64(BLOCK), np.uint64(2 * BLOCK), np.uint64(3 * BLOCK)
+_1, _2, _3, _4 = np.uint64(1), np.uint64(2), np.uint64(3), np.uint64(4)
+_C1, _C2, _C3 = np.uint64(CHUNK), np.uint64(2 * CHUNK), np.uint64(3 * CHUNK)
 _LANES = np.uint64(SLACK)
 
 
 @njit(cache=True, nogil=True, fastmath={"contract"})
-def square_distances_4(flat, q0, q1, q2, q3, dim, source, offset, width, out):
-    """Squared distances of four queries (starts in `flat`) to one block: `out[g * BLOCK + i]`."""
-    # Unsigned indices spare the test for negative ones, which keeps LLVM from vectorising.
+def square_distances_4(flat, q0, q1, q2, q3, dim, source, offset, width, out, first):
+    """Squared distances of four queries (starts in `flat`) to one block: `out[first + g * CHUNK + i]`."""
+    # Unsigned indices spare the test for negative ones, which would keep LLVM from vectorising.
     d, w, base = np.uint64(dim), np.uint64(width), np.uint64(offset)
     b0, b1, b2, b3 = np.uint64(q0), np.uint64(q1), np.uint64(q2), np.uint64(q3)
     padded = (w + _LANES - _1) // _LANES * _LANES
-    for lane in range(4 * BLOCK):
-        out[lane] = np.float32(0)
+    t0 = np.uint64(first)
+    t1, t2, t3 = t0 + _C1, t0 + _C2, t0 + _C3
+    for lane in range(padded):
+        out[t0 + lane] = np.float32(0)
+        out[t1 + lane] = np.float32(0)
+        out[t2 + lane] = np.float32(0)
+        out[t3 + lane] = np.float32(0)
     whole = d // _4
     for quarter in range(whole):
         j = quarter * _4
@@ -45,48 +49,49 @@ def square_distances_4(flat, q0, q1, q2, q3, dim, source, offset, width, out):
         o3 = o2 + w
         for i in range(padded):
             x0, x1, x2, x3 = source[o0 + i], source[o1 + i], source[o2 + i], source[o3 + i]
-            s = out[i]
+            s = out[t0 + i]
             s += (x0 - a00) * (x0 - a00)
             s += (x1 - a01) * (x1 - a01)
             s += (x2 - a02) * (x2 - a02)
             s += (x3 - a03) * (x3 - a03)
-            out[i] = s
-            s = out[_B1 + i]
+            out[t0 + i] = s
+            s = out[t1 + i]
             s += (x0 - a10) * (x0 - a10)
             s += (x1 - a11) * (x1 - a11)
             s += (x2 - a12) * (x2 - a12)
             s += (x3 - a13) * (x3 - a13)
-            out[_B1 + i] = s
-            s = out[_B2 + i]
+            out[t1 + i] = s
+            s = out[t2 + i]
             s += (x0 - a20) * (x0 - a20)
             s += (x1 - a21) * (x1 - a21)
             s += (x2 - a22) * (x2 - a22)
             s += (x3 - a23) * (x3 - a23)
-            out[_B2 + i] = s
-            s = out[_B3 + i]
+            out[t2 + i] = s
+            s = out[t3 + i]
             s += (x0 - a30) * (x0 - a30)
             s += (x1 - a31) * (x1 - a31)
             s += (x2 - a32) * (x2 - a32)
             s += (x3 - a33) * (x3 - a33)
-            out[_B3 + i] = s
+            out[t3 + i] = s
     for rest in range(whole * _4, d):
         a00, a10, a20, a30 = flat[b0 + rest], flat[b1 + rest], flat[b2 + rest], flat[b3 + rest]
         o0 = base + rest * w
         for i in range(padded):
             x0 = source[o0 + i]
-            out[i] += (x0 - a00) * (x0 - a00)
-            out[_B1 + i] += (x0 - a10) * (x0 - a10)
-            out[_B2 + i] += (x0 - a20) * (x0 - a20)
-            out[_B3 + i] += (x0 - a30) * (x0 - a30)
+            out[t0 + i] += (x0 - a00) * (x0 - a00)
+            out[t1 + i] += (x0 - a10) * (x0 - a10)
+            out[t2 + i] += (x0 - a20) * (x0 - a20)
+            out[t3 + i] += (x0 - a30) * (x0 - a30)
 
 
 @njit(cache=True, nogil=True, fastmath={"contract"})
-def square_distances_1(flat, q0, dim, source, offset, width, out):
-    """Squared distances of one query to one block: `out[i]`, bit by bit as in `square_distances_4`."""
+def square_distances_1(flat, q0, dim, source, offset, width, out, first):
+    """Squared distances of one query to one block, bit by bit as `square_distances_4` computes them."""
     d, w, base, b0 = np.uint64(dim), np.uint64(width), np.uint64(offset), np.uint64(q0)
     padded = (w + _LANES - _1) // _LANES * _LANES
+    t0 = np.uint64(first)
     for lane in range(padded):
-        out[lane] = np.float32(0)
+        out[t0 + lane] = np.float32(0)
     whole = d // _4
     for quarter in range(whole):
         j = quarter * _4
@@ -97,62 +102,18 @@ def square_distances_1(flat, q0, dim, source, offset, width, out):
         o3 = o2 + w
         for i in range(padded):
             x0, x1, x2, x3 = source[o0 + i], source[o1 + i], source[o2 + i], source[o3 + i]
-            s = out[i]
+            s = out[t0 + i]
             s += (x0 - a00) * (x0 - a00)
             s += (x1 - a01) * (x1 - a01)
             s += (x2 - a02) * (x2 - a02)
             s += (x3 - a03) * (x3 - a03)
-            out[i] = s
+            out[t0 + i] = s
     for rest in range(whole * _4, d):
         a00 = flat[b0 + rest]
         o0 = base + rest * w
         for i in range(padded):
             x0 = source[o0 + i]
-            out[i] += (x0 - a00) * (x0 - a00)
-
-
-@njit(cache=True, nogil=True)
-def insert_key(keys, start, size, key):
-    """Put `key`, lower than the worst one, into the row `keys[start:start + size]` and drop the worst.
-
-    Short rows are kept sorted, the worst last; long rows are heaps, the worst first.
-    """
-    if size <= _SORTED_ROW:
-        i = start + size - 1
-        while i > start and keys[i - 1] > key:
-            keys[i] = keys[i - 1]
-            i -= 1
-        keys[i] = key
-        return
-    i = 0
-    while True:
-        child = 2 * i + 1
-        if child >= size:
-            break
-        if child + 1 < size and keys[start + child + 1] > keys[start + child]:
-            child += 1
-        if keys[start + child] <= key:
-            break
-        keys[start + i] = keys[start + child]
-        i = child
-    keys[start + i] = key
-
-
-@njit(cache=True, nogil=True)
-def offer(distances, words, first, width, block_positions, block_first, skipped, keys, start, size):
-    """Offer a block's squared distances to one query's row; `skipped` is a position to leave out, or -1."""
-    last = start + size - 1 if size <= _SORTED_ROW else start
-    worst = np.int64(keys[last])
-    worst_word = np.int32(worst >> 32)
-    for i in range(width):
-        # Bits of non-negative floats sort as the floats do; finite vectors never give NaN here.
-        if words[first + i] <= worst_word:
-            position = block_positions[block_first + i]
-            key = np.int64(words[first + i]) << 32 | np.int64(position)
-            if key < worst and position != skipped:
-                insert_key(keys, start, size, key)
-                worst = np.int64(keys[last])
-                worst_word = np.int32(worst >> 32)
+            out[t0 + i] += (x0 - a00) * (x0 - a00)
 
 
 @njit(cache=True, nogil=True)
@@ -206,37 +167,38 @@ def gather_block(
 
 @njit(cache=True, nogil=True)
 def score_pairs(
-    queries,
-    order,
-    pair_query,
-    pair_cell,
-    first_pair,
-    end_pair,
-    first_cell,
-    plain,
-    encoded,
-    kind,
-    low,
-    step,
-    cell_start,
-    positions,
-    keep,
-    skipped,
-    keys,
-    n_neighbors,
-):
+    queries, skipped, pair_query, pair_cell, first_pair, end_pair, first_cell,
+    plain, encoded, kind, low, step, cell_start, positions, keep, keys, n_neighbors,
+):  # fmt: skip
     """Score the pairs ``first_pair:end_pair``, which are sorted by cell, and update the rows of `keys`.
 
-    `pair_query` holds places in `order`, `pair_cell` cells counted from `first_cell`; `keys` is flat, a
-    row per place.
+    Parameters
+    ----------
+    queries : ndarray of shape (n_planned, embedding_dim), dtype float32
+        The queries of this task, side by side.
+    skipped : ndarray of shape (n_planned,), dtype int64
+        A position to leave out for each of them, -1 for none.
+    pair_query, pair_cell : ndarray of shape (n_pairs,), dtype int32
+        Rows of `queries`, and cells counted from `first_cell`.
+    plain, encoded, kind, low, step, cell_start, positions
+        The arrays of a `Segment`.
+    keep : ndarray, dtype uint8
+        Flag of each position that may be returned; empty when all may.
+    keys : ndarray of shape (n_planned * n_neighbors,), dtype int64
+        The running rows of least keys, one for each query.
+    n_neighbors : int
+        Length of a row.
     """
     dim = queries.shape[1]
     flat = queries.ravel()
-    distances = np.empty(4 * BLOCK, dtype=np.float32)
+    distances = np.empty(4 * CHUNK, dtype=np.float32)
     words = distances.view(np.int32)
+    room = make_room(CHUNK_BLOCKS)
+    widths = np.empty(CHUNK_BLOCKS, dtype=np.int64)
     decoding = kind != PLAIN or keep.size > 0
-    scratch = np.zeros(dim * BLOCK + SLACK if decoding else 0, dtype=np.float32)
-    scratch_positions = np.empty(BLOCK, dtype=np.int32)
+    block_size = dim * BLOCK
+    scratch = np.zeros(CHUNK_BLOCKS * block_size + SLACK if decoding else 0, dtype=np.float32)
+    scratch_positions = np.empty(CHUNK if decoding else 0, dtype=np.int32)
     kept_columns = np.empty(BLOCK, dtype=np.int32)
     run = first_pair
     while run < end_pair:
@@ -244,70 +206,56 @@ def score_pairs(
         run_end = run + 1
         while run_end < end_pair and pair_cell[run_end] - first_cell == cell:
             run_end += 1
-        row = cell_start[cell]
-        last_row = cell_start[cell + 1]
+        row, last_row = cell_start[cell], cell_start[cell + 1]
         while row < last_row:
-            width = min(BLOCK, last_row - row)
+            n_rows = min(CHUNK, last_row - row)
+            n_blocks = (n_rows + BLOCK - 1) // BLOCK
+            n_items = 0
+            for block in range(n_blocks):
+                at = row + block * BLOCK
+                widths[block] = min(BLOCK, last_row - at)
+                if decoding:
+                    widths[block] = gather_block(
+                        plain, encoded, kind, low, step, at * dim, widths[block], at, positions, keep,
+                        scratch[block * block_size :], scratch_positions[block * BLOCK :], kept_columns,
+                    )  # fmt: skip
+                n_items += widths[block]
             if decoding:
-                n_items = gather_block(
-                    plain, encoded, kind, low, step, row * dim, width, row, positions, keep,
-                    scratch, scratch_positions, kept_columns,
-                )  # fmt: skip
-                source, offset, block_positions, block_first = (
-                    scratch,
-                    np.int64(0),
-                    scratch_positions,
-                    np.int64(0),
-                )
+                source, offset, item_positions, first_position = scratch, 0, scratch_positions, 0
             else:
-                n_items = width
-                source, offset, block_positions, block_first = plain, row * dim, positions, row
+                source, offset, item_positions, first_position = plain, row * dim, positions, row
             pair = run
             while n_items > 0 and pair < run_end:
-                if pair + 4 <= run_end:
-                    square_distances_4(
-                        flat,
-                        order[pair_query[pair]] * dim,
-                        order[pair_query[pair + 1]] * dim,
-                        order[pair_query[pair + 2]] * dim,
-                        order[pair_query[pair + 3]] * dim,
-                        dim, source, offset, n_items, distances,
-                    )  # fmt: skip
-                    n_scored = 4
-                else:
-                    square_distances_1(
-                        flat, order[pair_query[pair]] * dim, dim, source, offset, n_items, distances
-                    )
-                    n_scored = 1
+                n_scored = 4 if pair + 4 <= run_end else 1
+                for block in range(n_blocks):
+                    at = offset + block * block_size
+                    target = block * BLOCK
+                    if n_scored == 4:
+                        square_distances_4(
+                            flat, pair_query[pair] * dim, pair_query[pair + 1] * dim,
+                            pair_query[pair + 2] * dim, pair_query[pair + 3] * dim,
+                            dim, source, at, widths[block], distances, target,
+                        )  # fmt: skip
+                    else:
+                        square_distances_1(
+                            flat,
+                            pair_query[pair] * dim,
+                            dim,
+                            source,
+                            at,
+                            widths[block],
+                            distances,
+                            target,
+                        )
+                    for g in range(n_scored):
+                        for lane in range(widths[block], BLOCK):
+                            words[g * CHUNK + target + lane] = NO_ITEM
                 for g in range(n_scored):
                     place = pair_query[pair + g]
                     offer(
-                        distances, words, g * BLOCK, n_items, block_positions, block_first,
-                        skipped[order[place]], keys, place * n_neighbors, n_neighbors,
+                        words, g * CHUNK, n_blocks, item_positions, first_position,
+                        skipped[place], keys, place * n_neighbors, n_neighbors, room,
                     )  # fmt: skip
                 pair += n_scored
-            row += width
+            row += n_rows
         run = run_end
-
-
-@njit(cache=True, nogil=True)
-def finish_rows(keys, order, n_neighbors, out_distances, out_positions):
-    """Write sorted rows of keys as distances and positions; return the least number of neighbours found."""
-    bits = np.empty(n_neighbors, dtype=np.int32)
-    squares = bits.view(np.float32)
-    n_found = n_neighbors
-    for place in range(order.size):
-        row = keys[place * n_neighbors : (place + 1) * n_neighbors]
-        if n_neighbors > _SORTED_ROW:
-            row.sort()
-        query = order[place]
-        for i in range(n_neighbors):
-            bits[i] = np.int32(row[i] >> 32)
-        for i in range(n_neighbors):
-            out_distances[query, i] = np.sqrt(squares[i])
-            if row[i] == EMPTY_KEY:
-                out_positions[query, i] = -1
-                n_found = min(n_found, i)
-            else:
-                out_positions[query, i] = row[i] & np.int64(0x7FFFFFFF)
-    return n_found

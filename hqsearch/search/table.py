@@ -373,6 +373,24 @@ class LeafTable:
 
     # Searching
 
+    def stored_vectors(self) -> tuple[np.ndarray, np.ndarray]:
+        """Live items and their vectors as stored, decoded to float32.
+
+        Returns
+        -------
+        positions : ndarray of shape (n_live_items,), dtype int64
+            Ascending.
+        vectors : ndarray of shape (n_live_items, embedding_dim), dtype float32
+            Their vectors; rounded as the storage rounds them.
+        """
+        from hqsearch.search import blocks
+
+        vectors = np.empty((self.n_items, self.embedding_dim), dtype=np.float32)
+        for segment in self._directory.segments:
+            vectors[segment.positions] = blocks.decode(segment.raw_rows(), segment.low, segment.step)
+        positions = self.live_positions()
+        return positions, vectors if len(positions) == self.n_items else vectors[positions]
+
     def search(
         self,
         queries: np.ndarray,
@@ -485,13 +503,14 @@ class LeafTable:
         if totals[3]:
             return totals, 0
         pair_query, pair_cell = engine.sort_pairs(pair_query, pair_cell, directory.cell_live.size)
+        taken, taken_skipped = engine.take_rows(queries, skipped, order)
         keys = np.full(order.size * n_neighbors, engine.EMPTY_KEY, dtype=np.int64)
         for first, segment in zip(directory.first_cell, directory.segments, strict=True):
             lo, hi = np.searchsorted(pair_cell, (first, first + segment.n_cells))
             engine.score_pairs(
-                queries, order, pair_query, pair_cell, lo, hi, first,
+                taken, taken_skipped, pair_query, pair_cell, lo, hi, first,
                 segment.plain, segment.encoded, segment.kind, segment.low, segment.step,
-                segment.cell_start, segment.positions, keep, skipped, keys, n_neighbors,
+                segment.cell_start, segment.positions, keep, keys, n_neighbors,
             )  # fmt: skip
         return totals, engine.finish_rows(keys, order, n_neighbors, out_distances, out_positions)
 
