@@ -1,0 +1,118 @@
+"""Level scores to codes, and codes as sparse rows: what every encoder shares."""
+
+from __future__ import annotations
+
+import numpy as np
+import scipy.sparse as sp
+
+
+def greedy_codes(level_scores: np.ndarray, sparsity: int) -> np.ndarray:
+    """Code of each item: the best bucket of every level but the last, and the `sparsity` best of the last.
+
+    Parameters
+    ----------
+    level_scores : ndarray of shape (n_samples, n_levels, branching_factor)
+        Score of each bucket at each level.
+    sparsity : int
+        Active buckets in the last level, 1 to branching_factor.
+
+    Returns
+    -------
+    ndarray of shape (n_samples, sparsity), dtype int64
+        Bucket ids `sum_v digit_v * branching_factor**(n_levels - v)`, level 1 the most significant digit,
+        best first; ties go to the lower id.
+
+    Raises
+    ------
+    ValueError
+        If `sparsity` exceeds the branching factor.
+
+    Notes
+    -----
+    Equation (2) of Jeong, Kim & Song, CVPR 2019.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from hqsearch.codes import greedy_codes
+    >>> greedy_codes(np.array([[[0.1, 0.9, 0.0], [0.3, 0.1, 0.2]]]), sparsity=2)
+    array([[3, 5]])
+    """
+    level_scores = np.asarray(level_scores)
+    n_levels, branching_factor = level_scores.shape[1:]
+    if not 1 <= sparsity <= branching_factor:
+        raise ValueError(
+            f"Expected 1 <= sparsity <= branching_factor, but sparsity = {sparsity}, "
+            f"branching_factor = {branching_factor}."
+        )
+    parents = np.zeros(len(level_scores), dtype=np.int64)
+    for level in range(n_levels - 1):
+        parents = parents * branching_factor + level_scores[:, level].argmax(1)
+    last = -level_scores[:, -1]
+    best = last.argmin(1)[:, None] if sparsity == 1 else last.argsort(1, kind="stable")[:, :sparsity]
+    return parents[:, None] * branching_factor + best
+
+
+def code_matrix(codes: np.ndarray, n_leaves: int) -> sp.csr_matrix:
+    """Codes as binary rows.
+
+    Parameters
+    ----------
+    codes : ndarray of shape (n_samples, sparsity), dtype int64
+        Bucket ids, all different within a row.
+    n_leaves : int
+        `branching_factor**n_levels`.
+
+    Returns
+    -------
+    csr_matrix of shape (n_samples, n_leaves), dtype float64
+        `sparsity` ones per row, columns ascending.
+    """
+    n_samples, sparsity = codes.shape
+    indptr = np.arange(n_samples + 1, dtype=np.int64) * sparsity
+    return sp.csr_matrix(
+        (np.ones(codes.size), np.sort(codes, 1).ravel(), indptr), shape=(n_samples, n_leaves)
+    )
+
+
+class CellScores:
+    """Mean level scores of the items that share a code, so that fitted items can be queries again.
+
+    Searching from a fitted item needs level scores only to order the leaves beyond its own. Keeping them for
+    each item would take more memory than the embedding, so they are kept for each cell, a cell being a set
+    of leaves; items of one cell have nearly the same scores.
+
+    Parameters
+    ----------
+    codes : ndarray of shape (n_items, sparsity), dtype int64
+        Leaves of each item.
+    level_scores : ndarray of shape (n_items, n_levels, branching_factor), dtype float32
+        Their scores.
+
+    Notes
+    -----
+    Memory in bytes: 4 for each item and `4 * n_levels * branching_factor + 8 * sparsity` for each cell.
+    """
+
+    def __init__(self, codes: np.ndarray, level_scores: np.ndarray):
+        cells, cell_of = np.unique(np.sort(codes, 1), axis=0, return_inverse=True)
+        cell_of = cell_of.ravel()
+        counts = np.bincount(cell_of, minlength=len(cells))
+        order = np.argsort(cell_of, kind="stable")
+        sums = np.add.reduceat(level_scores[order], np.cumsum(counts) - counts, axis=0, dtype=np.float32)
+        self._scores = sums / counts[:, None, None].astype(np.float32)
+        self._cell_of = cell_of.astype(np.int32)
+        self._codes = self._best_first(cells)
+
+    def of(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Mean level scores and codes, best first, of the cells that the items at `positions` lie in."""
+        cells = self._cell_of[positions]
+        return self._scores[cells], self._codes[cells]
+
+    def _best_first(self, cells: np.ndarray) -> np.ndarray:
+        n_levels, branching_factor = self._scores.shape[1:]
+        leaf_scores = np.zeros(cells.shape, dtype=np.float64)
+        for level in range(n_levels):
+            digits = cells // branching_factor ** (n_levels - 1 - level) % branching_factor
+            leaf_scores += np.take_along_axis(self._scores[:, level], digits, 1)
+        return np.take_along_axis(cells, np.argsort(-leaf_scores, 1, kind="stable"), 1)

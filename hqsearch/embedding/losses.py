@@ -1,0 +1,134 @@
+"""The losses of both stages: npairs and semi-hard triplet, plain and masked by codes.
+
+All functions take leading batch dimensions (`...`), one for each class group of a training step, and return
+one loss for each group. Equations: Jeong, Kim & Song, CVPR 2019 (arXiv 1902.10990), sections 3 and 4.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def npairs_loss(
+    similarities: Tensor, same: Tensor, anchors: Tensor, positives: Tensor, regularization: float
+) -> Tensor:
+    """Softmax cross-entropy of each anchor over all positives, plus a penalty on squared norms.
+
+    Parameters
+    ----------
+    similarities : Tensor of shape (..., n_anchors, n_positives)
+        Logits, `anchors @ positives.T` or their masked form.
+    same : bool Tensor of shape (..., n_anchors, n_positives)
+        Whether the two items share a label. The target of a row is uniform over its true entries, of which
+        each row has at least one.
+    anchors, positives : Tensor of shape (..., n_anchors, n_features) and (..., n_positives, n_features)
+        The vectors whose norms are penalised.
+    regularization : float
+        Weight of `(mean |a|^2 + mean |p|^2) / 4`.
+
+    Returns
+    -------
+    Tensor of shape (...)
+        The loss of each group.
+    """
+    targets = same / same.sum(-1, keepdim=True)
+    cross_entropy = -(targets * similarities.log_softmax(-1)).sum(-1).mean(-1)
+    norms = anchors.square().sum(-1).mean(-1) + positives.square().sum(-1).mean(-1)
+    return cross_entropy + 0.25 * regularization * norms
+
+
+def semihard_triplet_loss(distances: Tensor, same: Tensor, margin: float) -> Tensor:
+    """Mean hinge over all ordered pairs of one label, each against its semi-hard negative.
+
+    The negative of a pair (i, j) is the smallest distance from i to another label that is larger than
+    D(i, j), or, where none is, the largest distance from i to another label. Each row is sorted once and
+    searched, so no cube of distances is built.
+
+    Parameters
+    ----------
+    distances : Tensor of shape (..., n, n)
+        Distances between all items of a group.
+    same : bool Tensor of shape (..., n, n)
+        Whether two items share a label; the diagonal is left out.
+    margin : float
+        By how much a negative should be farther than the positive.
+
+    Returns
+    -------
+    Tensor of shape (...)
+        The loss of each group; 0 where there is no pair or no negative.
+    """
+    n = distances.shape[-1]
+    negatives, _ = distances.masked_fill(same, torch.inf).sort(-1)
+    n_negatives = (~same).sum(-1, keepdim=True)
+    first_farther = torch.searchsorted(negatives.detach(), distances.detach().contiguous(), right=True)
+    chosen = torch.minimum(first_farther, n_negatives - 1).clamp_min(0)
+    pairs = same & ~torch.eye(n, dtype=torch.bool, device=same.device) & (n_negatives > 0)
+    hinge = (margin + distances - negatives.gather(-1, chosen)).clamp_min(0)
+    # Where a row has no negative the gathered value is infinite; the mask keeps it out of sum and gradient.
+    total = torch.where(pairs, hinge, hinge.new_zeros(())).sum((-2, -1))
+    return total / pairs.sum((-2, -1)).clamp_min(1)
+
+
+def squared_distances(vectors: Tensor) -> Tensor:
+    """Squared Euclidean distances between all items: (..., n, n_features) to (..., n, n)."""
+    squares = vectors.square().sum(-1)
+    products = vectors @ vectors.transpose(-2, -1)
+    return (squares.unsqueeze(-1) + squares.unsqueeze(-2) - 2 * products).clamp_min(0)
+
+
+def masked_similarities(
+    anchors: Tensor, positives: Tensor, anchor_codes: Tensor, positive_codes: Tensor
+) -> Tensor:
+    """Inner products over the dimensions that either item's code activates.
+
+    `S(i, j) = sum_t (1 - (1 - z_it)(1 - z_jt)) a_it p_jt`, as two matrix products: what i activates, and
+    what j activates but not i.
+
+    Parameters
+    ----------
+    anchors, positives : Tensor of shape (..., n_anchors, d) and (..., n_positives, d)
+        Level scores.
+    anchor_codes, positive_codes : Tensor of the same shapes
+        Active buckets, 0 or 1, of the scores' dtype.
+
+    Returns
+    -------
+    Tensor of shape (..., n_anchors, n_positives)
+    """
+    active = anchors * anchor_codes
+    return active @ positives.transpose(-2, -1) + (anchors - active) @ (positives * positive_codes).transpose(
+        -2, -1
+    )
+
+
+def masked_l1_distances(scores: Tensor, active_buckets: Tensor) -> Tensor:
+    """L1 distances over the dimensions that either item's code activates.
+
+    `D(i, j) = sum_t (1 - (1 - z_it)(1 - z_jt)) |f_it - f_jt|`, touching `2 * sparsity` numbers a pair
+    instead of d.
+
+    Parameters
+    ----------
+    scores : Tensor of shape (..., n, d)
+        Level scores.
+    active_buckets : int64 Tensor of shape (..., n, sparsity)
+        The buckets that each item's code activates, all different.
+
+    Returns
+    -------
+    Tensor of shape (..., n, n)
+    """
+    n, sparsity = active_buckets.shape[-2:]
+    flat = active_buckets.flatten(-2)
+    own = scores.gather(-1, active_buckets).flatten(-2)
+    columns = scores.gather(-1, flat.unsqueeze(-2).expand(*scores.shape[:-1], n * sparsity))
+    gaps = (columns - own.unsqueeze(-2)).abs()
+    # gaps[j, (i, q)] = |f_j - f_i| at the q-th active bucket of i
+    member = torch.zeros_like(scores).scatter_(-1, active_buckets, 1.0)
+    theirs_too = member.gather(-1, flat.unsqueeze(-2).expand(*scores.shape[:-1], n * sparsity))
+    split = (*scores.shape[:-1], n, sparsity)
+    either_side = gaps.view(split).sum(-1)
+    both = (gaps * theirs_too).view(split).sum(-1)
+    return either_side + either_side.transpose(-2, -1) - both

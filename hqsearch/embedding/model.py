@@ -1,0 +1,251 @@
+"""The trained networks behind an encoder: X to embedding, X to level scores."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from hqsearch.embedding.networks import StageNetwork, Standardize, build_trunk, n_trunk_outputs, new_head
+from hqsearch.embedding.training import (
+    CodeProblem,
+    HashStage,
+    MetricStage,
+    StageSettings,
+    TrainingData,
+    as_tensor,
+    embed,
+    level_scores,
+    private_randomness,
+)
+
+# The papers' deviation of the new layer's initial weights in the hash stage.
+HASH_HEAD_STD = 0.01
+
+
+def resolve_device(device: str) -> torch.device:
+    """Turn a `device` parameter into a torch device that exists.
+
+    Parameters
+    ----------
+    device : str
+        "auto" (CUDA where there is one, else the CPU) or a torch device name.
+
+    Returns
+    -------
+    torch.device
+
+    Raises
+    ------
+    ValueError
+        If the name is unknown or the device is not there.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        resolved = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"Expected device to be 'auto', 'cpu' or 'cuda', got {device!r}.") from error
+    if resolved.type == "cuda" and (resolved.index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"Expected device={device!r} to exist, but torch finds {torch.cuda.device_count()} CUDA devices; "
+            "device='auto' takes what there is."
+        )
+    return resolved
+
+
+class EmbeddingModel:
+    """Both stages' networks, from training to inference.
+
+    Parameters
+    ----------
+    loss : {"npairs", "triplet"}
+        Triplet models give unit-length embeddings and level scores.
+    n_levels, branching_factor : int
+        Shape of the level scores.
+    device : str
+        "auto" or a torch device name; where networks are trained and run.
+    """
+
+    def __init__(self, *, loss: str, n_levels: int, branching_factor: int, device: str = "auto"):
+        self.loss = loss
+        self.n_levels = n_levels
+        self.branching_factor = branching_factor
+        self.device = device
+        self._network: str | nn.Module | Callable = "auto"
+        self.metric_network: StageNetwork | None = None
+        self.hash_network: StageNetwork | None = None
+
+    def fit_metric(
+        self,
+        X: np.ndarray,
+        y: np.ndarray,
+        train: np.ndarray,
+        validation: np.ndarray,
+        *,
+        network: str | nn.Module | Callable,
+        embedding_dim: int,
+        settings: StageSettings,
+        seed: int,
+        memory: Any,
+        verbose: int = 0,
+    ) -> list[dict[str, Any]]:
+        """Train the embedding; with a joblib.Memory, only where it was not trained before.
+
+        Parameters
+        ----------
+        X : ndarray of shape (n_samples, *input_shape)
+            All items.
+        y : ndarray of shape (n_samples,), dtype int64
+            Class indices.
+        train, validation : ndarray of int64
+            Positions to train on and to hold out.
+        network : str, nn.Module or callable
+            The trunk, see `build_trunk`.
+        embedding_dim : int
+            Length of an embedding vector.
+        settings : StageSettings
+            How to train.
+        seed : int
+            Of everything random in this stage.
+        memory : joblib.Memory
+            Cache of trained weights.
+        verbose : int, default=0
+            0 prints nothing, 1 a line an epoch.
+
+        Returns
+        -------
+        list of dict
+            One record an epoch.
+        """
+        self._network = network
+        weights, history = memory.cache(train_metric_stage, ignore=["verbose"])(
+            X,
+            y,
+            train,
+            validation,
+            network,
+            embedding_dim,
+            settings,
+            seed,
+            str(resolve_device(self.device)),
+            verbose=verbose,
+        )
+        # The cached result is weights alone; the network is made again from the same seed and filled in.
+        self.metric_network = _initial_network(X, train, network, embedding_dim, seed)
+        self.metric_network.load_state_dict({name: torch.from_numpy(w) for name, w in weights.items()})
+        self.metric_network.to(resolve_device(self.device)).eval()
+        return history
+
+    def fit_hash(
+        self,
+        X: np.ndarray,
+        y: np.ndarray,
+        train: np.ndarray,
+        validation: np.ndarray,
+        *,
+        settings: StageSettings,
+        seed: int,
+        problem: CodeProblem,
+        verbose: int = 0,
+    ) -> list[dict[str, Any]]:
+        """Train the level scores, starting from the metric stage's trunk.
+
+        Parameters are those of `fit_metric`; `problem` tells how codes are solved and validated.
+
+        Returns
+        -------
+        list of dict
+            One record an epoch.
+        """
+        assert self.metric_network is not None
+        device = resolve_device(self.device)
+        generator = torch.Generator().manual_seed(seed)
+        head = new_head(
+            self.metric_network.head.in_features,
+            self.n_levels * self.branching_factor,
+            generator,
+            std=HASH_HEAD_STD,
+        )
+        trunk = copy.deepcopy(self.metric_network.trunk)
+        self.hash_network = StageNetwork(self.metric_network.standardize, trunk, head).to(device)
+        data = TrainingData(as_tensor(X, device), y, train, validation)
+        with _randomness_of(self._network, seed):
+            stage = HashStage(self.hash_network, data, settings, problem=problem, seed=seed, verbose=verbose)
+            return stage.run()
+
+    def embed(self, X: np.ndarray) -> np.ndarray:
+        """Embedding of X, float32 of shape (n_samples, embedding_dim)."""
+        assert self.metric_network is not None
+        return embed(self.metric_network, X, self.loss).cpu().numpy()
+
+    def level_scores(self, X: np.ndarray) -> np.ndarray:
+        """Level scores of X, float32 of shape (n_samples, n_levels, branching_factor)."""
+        assert self.hash_network is not None
+        return level_scores(self.hash_network, X, self.loss, self.n_levels, self.branching_factor)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Pickled on the CPU, so that a model trained on a GPU opens anywhere.
+        state = dict(self.__dict__)
+        for name in ("metric_network", "hash_network"):
+            if state[name] is not None and next(state[name].parameters()).is_cuda:
+                state[name] = copy.deepcopy(state[name]).cpu()
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        device = resolve_device("auto") if self.device != "cpu" else torch.device("cpu")
+        for network in (self.metric_network, self.hash_network):
+            if network is not None:
+                network.to(device)
+
+
+def train_metric_stage(
+    X: np.ndarray,
+    y: np.ndarray,
+    train: np.ndarray,
+    validation: np.ndarray,
+    network: str | nn.Module | Callable,
+    embedding_dim: int,
+    settings: StageSettings,
+    seed: int,
+    device: str,
+    verbose: int = 0,
+) -> tuple[dict[str, np.ndarray], list[dict[str, Any]]]:
+    """Train the first stage; a plain function of its arguments, so that joblib.Memory can keep its result.
+
+    Parameters are those of `EmbeddingModel.fit_metric`.
+
+    Returns
+    -------
+    weights : dict of ndarray
+        The network's state by name.
+    history : list of dict
+        One record an epoch.
+    """
+    start = _initial_network(X, train, network, embedding_dim, seed).to(device)
+    data = TrainingData(as_tensor(X, torch.device(device)), y, train, validation)
+    with _randomness_of(network, seed):
+        history = MetricStage(start, data, settings, seed=seed, verbose=verbose).run()
+    return {name: value.cpu().numpy() for name, value in start.state_dict().items()}, history
+
+
+def _initial_network(
+    X: np.ndarray, train: np.ndarray, network: str | nn.Module | Callable, embedding_dim: int, seed: int
+) -> StageNetwork:
+    generator = torch.Generator().manual_seed(seed)
+    standardize = Standardize.from_items(X[train])
+    with _randomness_of(network, seed):
+        trunk = build_trunk(network, X.shape[1:], generator)
+        width = n_trunk_outputs(trunk, standardize, as_tensor(X[:2], torch.device("cpu")))
+    return StageNetwork(standardize, trunk, new_head(width, embedding_dim, generator))
+
+
+def _randomness_of(network: Any, seed: int) -> Any:
+    """Shield the global random state from a module of the user's; the built-in trunks never touch it."""
+    return nullcontext() if isinstance(network, str) else private_randomness(seed)

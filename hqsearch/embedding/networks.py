@@ -1,0 +1,244 @@
+"""Trunks, and the network that a stage trains: standardise, trunk, ReLU, one linear layer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+TRUNKS = ("auto", "mlp", "conv", "nin")
+
+
+class Standardize(nn.Module):
+    """Centre and scale the input by the training items' statistics, then cast to float32.
+
+    Constant inputs are centred only. float64 input is centred in float64, so that a large common offset does
+    not swallow the variation.
+
+    Parameters
+    ----------
+    mean, scale : ndarray, dtype float64
+        Broadcastable to one item.
+    """
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, mean: np.ndarray, scale: np.ndarray):
+        super().__init__()
+        self.register_buffer("mean", torch.as_tensor(mean, dtype=torch.float64))
+        self.register_buffer("scale", torch.as_tensor(scale, dtype=torch.float64))
+
+    @classmethod
+    def from_items(cls, X: np.ndarray) -> Standardize:
+        """Statistics of X: of each feature (2-D X), or of each channel (images)."""
+        axes = (0,) if X.ndim == 2 else (0, 2, 3)
+        mean = X.mean(axis=axes, dtype=np.float64, keepdims=True)[0]
+        scale = X.std(axis=axes, dtype=np.float64, keepdims=True)[0]
+        # The variance of a constant column is rounding noise of its mean, not exactly zero.
+        noise = 10 * np.finfo(np.float64).eps * np.abs(mean)
+        return cls(mean, np.where(scale > noise, scale, 1.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Standardised float32 copy of x."""
+        wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+        return ((x.to(wide) - self.mean.to(wide)) / self.scale.to(wide)).float()
+
+
+class Dropout(nn.Module):
+    """Dropout that draws from a generator of its own and so leaves the global random state alone.
+
+    Parameters
+    ----------
+    p : float
+        Share of entries that are zeroed in training.
+    """
+
+    def __init__(self, p: float):
+        super().__init__()
+        self.p = p
+        self.generator: torch.Generator | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Zero a share p of x and scale up the rest; the identity outside training."""
+        if not self.training:
+            return x
+        kept = torch.empty_like(x).bernoulli_(1 - self.p, generator=self.generator)
+        return x * kept / (1 - self.p)
+
+
+def mlp_trunk(input_shape: Sequence[int]) -> nn.Module:
+    """Two hidden layers with batch normalisation, for feature vectors."""
+    width = 512
+    return nn.Sequential(
+        nn.Flatten(),
+        nn.Linear(math.prod(input_shape), width),
+        nn.BatchNorm1d(width),
+        nn.ReLU(),
+        nn.Linear(width, width),
+        nn.BatchNorm1d(width),
+    )
+
+
+def conv_trunk(input_shape: Sequence[int]) -> nn.Module:
+    """Compact convolutional network: three stages of doubling width, each halving a side of 8 or more."""
+    channels, height, width = input_shape
+    layers: list[nn.Module] = []
+    side = min(height, width)
+    for filters in (32, 64, 128):
+        layers += [nn.Conv2d(channels, filters, 3, padding=1, bias=False), nn.BatchNorm2d(filters), nn.ReLU()]
+        if side >= 4:
+            layers.append(nn.MaxPool2d(2))
+            side //= 2
+        channels = filters
+    layers += [nn.Conv2d(channels, 256, 3, padding=1, bias=False), nn.BatchNorm2d(256), nn.ReLU()]
+    layers += [nn.AdaptiveAvgPool2d(2 if side >= 2 else 1), nn.Flatten()]
+    flat = 256 * (4 if side >= 2 else 1)
+    return nn.Sequential(*layers, nn.Linear(flat, 256), nn.BatchNorm1d(256))
+
+
+def nin_trunk(input_shape: Sequence[int]) -> nn.Module:
+    """Network in network (Lin, Chen & Yan, 2014) as the papers use it, for 32 x 32 images."""
+    channels, height, width = input_shape
+    if min(height, width) < 8:
+        raise ValueError(f"network='nin' expects images of at least 8 x 8 pixels, got {height} x {width}.")
+
+    def block(n_in: int, kernel: int, widths: Sequence[int]) -> list[nn.Module]:
+        layers: list[nn.Module] = []
+        for size, n_out in zip((kernel, 1, 1), widths, strict=True):
+            layers += [nn.Conv2d(n_in, n_out, size, padding=size // 2), nn.ReLU()]
+            n_in = n_out
+        return layers
+
+    return nn.Sequential(
+        *block(channels, 5, (192, 160, 96)),
+        nn.MaxPool2d(3, 2, padding=1),
+        Dropout(0.5),
+        *block(96, 5, (192, 192, 192)),
+        nn.AvgPool2d(3, 2, padding=1),
+        Dropout(0.5),
+        *block(192, 3, (192, 192, 192)),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+    )
+
+
+class StageNetwork(nn.Module):
+    """What one stage trains: standardise, trunk, ReLU, linear layer.
+
+    Parameters
+    ----------
+    standardize : Standardize
+        Input statistics.
+    trunk : nn.Module
+        Maps (n_samples, *input_shape) to (n_samples, n_hidden).
+    head : nn.Linear
+        The new layer of the stage.
+    """
+
+    def __init__(self, standardize: Standardize, trunk: nn.Module, head: nn.Linear):
+        super().__init__()
+        self.standardize = standardize
+        self.trunk = trunk
+        self.head = head
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Output of the linear layer, float32 of shape (n_samples, head.out_features)."""
+        return self.head(torch.relu(self.trunk(self.standardize(x))))
+
+
+def build_trunk(
+    network: str | nn.Module | Callable, input_shape: Sequence[int], generator: torch.Generator
+) -> nn.Module:
+    """Make the trunk that `network` names, freshly initialised from `generator`.
+
+    Parameters
+    ----------
+    network : {"auto", "mlp", "conv", "nin"}, nn.Module or callable
+        A module is copied, weights included; a callable gets `input_shape` and returns a module.
+    input_shape : sequence of int
+        Shape of one item: (n_features,) or (channels, height, width).
+    generator : torch.Generator
+        Source of the initial weights of the built-in trunks.
+
+    Returns
+    -------
+    nn.Module
+
+    Raises
+    ------
+    ValueError
+        If the name is unknown or does not fit the input, or a callable returns no module.
+    """
+    if isinstance(network, nn.Module):
+        import copy
+
+        return copy.deepcopy(network)
+    if callable(network):
+        trunk = network(tuple(input_shape))
+        if not isinstance(trunk, nn.Module):
+            raise ValueError(f"Expected network to return a torch.nn.Module, got {type(trunk).__name__}.")
+        return trunk
+    if network not in TRUNKS:
+        raise ValueError(
+            f"Expected network to be one of {', '.join(map(repr, TRUNKS))}, a torch.nn.Module or a callable, "
+            f"got {network!r}."
+        )
+    if network == "auto":
+        network = "mlp" if len(input_shape) == 1 else "conv"
+    if network != "mlp" and len(input_shape) != 3:
+        raise ValueError(
+            f"network={network!r} expects X of shape (n_samples, channels, height, width), "
+            f"got items of shape {tuple(input_shape)}."
+        )
+    # Made on the meta device and filled in from the generator: torch's own initialisation would draw from
+    # the global random state.
+    with torch.device("meta"):
+        trunk = {"mlp": mlp_trunk, "conv": conv_trunk, "nin": nin_trunk}[network](input_shape)
+    trunk.to_empty(device="cpu")
+    for module in trunk.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            # A linear layer at torch's own, smaller scale: it keeps the first npairs logits small.
+            # Convolutions without normalisation after them need the full gain.
+            slope = math.sqrt(5) if isinstance(module, nn.Linear) else 0.0
+            nn.init.kaiming_uniform_(module.weight, a=slope, generator=generator)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            module.reset_parameters()
+    return trunk
+
+
+def n_trunk_outputs(trunk: nn.Module, standardize: Standardize, sample: Tensor) -> int:
+    """Width of the trunk's output, from a forward pass over a few items.
+
+    Raises
+    ------
+    ValueError
+        If the output is not a tensor of shape (n_samples, n_hidden).
+    """
+    trunk.eval()
+    with torch.no_grad():
+        output = trunk(standardize(sample))
+    if not isinstance(output, Tensor) or output.ndim != 2 or len(output) != len(sample):
+        came = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        raise ValueError(
+            f"Expected network to map {tuple(sample.shape)} to a tensor of shape ({len(sample)}, n_hidden), "
+            f"got {came}."
+        )
+    return output.shape[1]
+
+
+def new_head(n_in: int, n_out: int, generator: torch.Generator, std: float | None = None) -> nn.Linear:
+    """Make a linear layer: from a truncated normal of deviation `std`, or uniform at the usual scale."""
+    head = nn.utils.skip_init(nn.Linear, n_in, n_out)
+    with torch.no_grad():
+        if std is None:
+            nn.init.kaiming_uniform_(head.weight, a=math.sqrt(5), generator=generator)
+        else:
+            nn.init.trunc_normal_(head.weight, std=std, a=-2 * std, b=2 * std, generator=generator)
+        nn.init.zeros_(head.bias)
+    return head

@@ -1,0 +1,510 @@
+"""HierarchicalHashEncoder: labelled items in, hierarchical sparse hash codes out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin, _fit_context
+from sklearn.utils import check_random_state
+from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_is_fitted, check_memory, validate_data
+
+from hqsearch.codes import code_matrix, greedy_codes
+
+# Bucket ids are int64.
+MAX_LEAVES = 2**63 - 1
+
+
+class HierarchicalHashEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+    """Learn an embedding and hierarchical sparse hash codes for it, from labelled items.
+
+    `fit` trains in two stages. The metric stage trains a network whose embedding puts items of one class
+    close together. The hash stage goes on from its trunk and learns, for each of `n_levels` levels, a score
+    of each of `branching_factor` buckets; in every mini-batch the best codes of its classes are found exactly
+    by a cascade of min-cost flows, and the scores are trained towards them.
+
+    Parameters
+    ----------
+    n_levels : int, default=2
+        Levels of the hash tree.
+    branching_factor : int, default=64
+        Buckets of each level; the tree has `branching_factor**n_levels` leaves.
+    sparsity : int, default=1
+        Active buckets in the last level, so leaves that an item lies in.
+    embedding_dim : int, default=64
+        Length of an embedding vector.
+    network : {"auto", "mlp", "conv", "nin"}, torch.nn.Module or callable, default="auto"
+        Trunk below the linear layers. "mlp" suits feature vectors and "conv" images; "auto" chooses by the
+        shape of X; "nin" is the papers' network in network. A module is copied, and must map
+        (n_samples, ...) to (n_samples, n_hidden); a callable gets the shape of one item and returns such a
+        module. Every trunk is fed standardised float32 items.
+    loss : {"npairs", "triplet"}, default="npairs"
+        Loss of both stages. "triplet" is semi-hard and gives unit-length embeddings.
+    sibling_penalty : float, default=100.0
+        Cost of two classes that share parent and bucket.
+    orthogonality_penalty : float, default=0.1
+        Cost of two classes that share a bucket at one level.
+    classes_per_batch : int, default=64
+        Classes in a mini-batch; at most as many as there are.
+    batch_size : int, default=128
+        Items in a mini-batch, shared evenly by its classes.
+    class_groups_per_step : int, default=1
+        Mini-batches in one training step: one forward pass, their flow problems solved in parallel, the
+        losses averaged.
+    metric_epochs, hash_epochs : int, default=...
+        Most epochs of each stage.
+    learning_rate : float, default=...
+        Peak rate of the metric stage's linear layer.
+    hash_learning_rate : float, default=...
+        Peak rate of the hash stage's linear layer.
+    trunk_learning_rate_ratio : float, default=...
+        The trunk's rate, as a share of the linear layer's.
+    regularization, hash_regularization : float, default=...
+        Weight of the squared norms in the npairs loss, for each stage.
+    margin, hash_margin : float, default=...
+        Margin of the triplet loss, for each stage.
+    validation_fraction : float, default=0.1
+        Share of the items, stratified, that is held out to choose the best epoch of each stage; 0 keeps the
+        last epoch.
+    patience : int or None, default=None
+        Validations without improvement after which a stage stops. A stage validates at most about ten
+        times. None never stops early.
+    memory : None, str or joblib.Memory, default=None
+        Where to keep metric stages that are trained already. They do not depend on `n_levels`,
+        `branching_factor`, `sparsity` or the penalties, so with an integer `random_state` a search over
+        those trains the metric stage once per fold.
+    device : str, default="auto"
+        Where networks train and run: "auto" takes CUDA where there is one, else the CPU.
+    n_jobs : int or None, default=None
+        Threads that solve the flow problems of a step, as in joblib.
+    random_state : int, RandomState instance or None, default=None
+        Seed of the hold-out, the initial weights, the batches and dropout. Same seed, same codes on one
+        machine's CPU, whatever `n_jobs`. The global random states are neither read nor changed, but for
+        `random_state=None`, which draws its seed from numpy's.
+    verbose : int, default=0
+        1 prints a line an epoch.
+
+    Attributes
+    ----------
+    classes_ : ndarray of shape (n_classes,)
+        The labels.
+    history_ : list of dict
+        One record an epoch: `stage`, `epoch`, `loss`, `seconds`, and where the epoch was validated
+        `precision@1`, for the hash stage `suf`, and the `criterion` that the best epoch maximises.
+    n_features_in_ : int
+        `X.shape[1]`: features of a vector, channels of an image.
+    feature_names_in_ : ndarray of shape (n_features_in_,)
+        Names of the features, where X has them.
+
+    See Also
+    --------
+    HierarchicalHashIndex : Answers neighbour queries with such codes.
+
+    References
+    ----------
+    Y. Jeong, Y. Kim and H. O. Song, "End-to-End Efficient Representation Learning via Cascading Combinatorial
+    Optimization", CVPR 2019. Y. Jeong and H. O. Song, "Efficient end-to-end learning for quantizable
+    representations", ICML 2018.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_digits
+    >>> from hqsearch import HierarchicalHashEncoder
+    >>> X, y = load_digits(return_X_y=True)
+    >>> encoder = HierarchicalHashEncoder(metric_epochs=2, hash_epochs=2, random_state=0)
+    >>> encoder = encoder.fit(X[:500], y[:500])
+    >>> encoder.encode(X[500:503]).shape
+    (3, 1)
+    >>> encoder.transform(X[500:503]).shape
+    (3, 4096)
+    """
+
+    _parameter_constraints: dict = {  # noqa: RUF012  scikit-learn's own form
+        "n_levels": [Interval(Integral, 1, None, closed="left")],
+        "branching_factor": [Interval(Integral, 1, None, closed="left")],
+        "sparsity": [Interval(Integral, 1, None, closed="left")],
+        "embedding_dim": [Interval(Integral, 1, None, closed="left")],
+        "network": [
+            StrOptions({"auto", "mlp", "conv", "nin"}),
+            HasMethods(["forward", "parameters"]),
+            callable,
+        ],
+        "loss": [StrOptions({"npairs", "triplet"})],
+        "sibling_penalty": [Interval(Real, 0, None, closed="left")],
+        "orthogonality_penalty": [Interval(Real, 0, None, closed="left")],
+        "classes_per_batch": [Interval(Integral, 2, None, closed="left")],
+        "batch_size": [Interval(Integral, 4, None, closed="left")],
+        "class_groups_per_step": [Interval(Integral, 1, None, closed="left")],
+        "metric_epochs": [Interval(Integral, 0, None, closed="left")],
+        "hash_epochs": [Interval(Integral, 0, None, closed="left")],
+        "learning_rate": [Interval(Real, 0, None, closed="neither")],
+        "hash_learning_rate": [Interval(Real, 0, None, closed="neither")],
+        "trunk_learning_rate_ratio": [Interval(Real, 0, None, closed="left")],
+        "regularization": [Interval(Real, 0, None, closed="left")],
+        "hash_regularization": [Interval(Real, 0, None, closed="left")],
+        "margin": [Interval(Real, 0, None, closed="left")],
+        "hash_margin": [Interval(Real, 0, None, closed="left")],
+        "validation_fraction": [Interval(Real, 0, 1, closed="left")],
+        "patience": [None, Interval(Integral, 1, None, closed="left")],
+        "memory": [None, str, HasMethods(["cache"])],
+        "device": [str],
+        "n_jobs": [None, Integral],
+        "random_state": ["random_state"],
+        "verbose": ["verbose"],
+    }
+
+    def __init__(
+        self,
+        *,
+        n_levels: int = 2,
+        branching_factor: int = 64,
+        sparsity: int = 1,
+        embedding_dim: int = 64,
+        network: str | Callable = "auto",
+        loss: str = "npairs",
+        sibling_penalty: float = 100.0,
+        orthogonality_penalty: float = 0.1,
+        classes_per_batch: int = 64,
+        batch_size: int = 128,
+        class_groups_per_step: int = 1,
+        metric_epochs: int = 30,
+        hash_epochs: int = 30,
+        learning_rate: float = 1e-3,
+        hash_learning_rate: float = 1e-3,
+        trunk_learning_rate_ratio: float = 1.0,
+        regularization: float = 0.003,
+        hash_regularization: float = 0.01,
+        margin: float = 0.3,
+        hash_margin: float = 0.5,
+        validation_fraction: float = 0.1,
+        patience: int | None = None,
+        memory: Any = None,
+        device: str = "auto",
+        n_jobs: int | None = None,
+        random_state: Any = None,
+        verbose: int = 0,
+    ):
+        self.n_levels = n_levels
+        self.branching_factor = branching_factor
+        self.sparsity = sparsity
+        self.embedding_dim = embedding_dim
+        self.network = network
+        self.loss = loss
+        self.sibling_penalty = sibling_penalty
+        self.orthogonality_penalty = orthogonality_penalty
+        self.classes_per_batch = classes_per_batch
+        self.batch_size = batch_size
+        self.class_groups_per_step = class_groups_per_step
+        self.metric_epochs = metric_epochs
+        self.hash_epochs = hash_epochs
+        self.learning_rate = learning_rate
+        self.hash_learning_rate = hash_learning_rate
+        self.trunk_learning_rate_ratio = trunk_learning_rate_ratio
+        self.regularization = regularization
+        self.hash_regularization = hash_regularization
+        self.margin = margin
+        self.hash_margin = hash_margin
+        self.validation_fraction = validation_fraction
+        self.patience = patience
+        self.memory = memory
+        self.device = device
+        self.n_jobs = n_jobs
+        self.random_state = random_state
+        self.verbose = verbose
+
+    @_fit_context(prefer_skip_nested_validation=True)
+    def fit(self, X: Any, y: Any) -> HierarchicalHashEncoder:
+        """Train both stages.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features) or (n_samples, channels, height, width)
+            Items. float32, float64 and uint8 are taken as they are, all else as float64.
+        y : array-like of shape (n_samples,)
+            Labels, of at least two classes.
+
+        Returns
+        -------
+        HierarchicalHashEncoder
+            This encoder.
+
+        Raises
+        ------
+        ValueError
+            If X or y is malformed, y has one class, the tree has more than 2**63 - 1 leaves, `sparsity`
+            exceeds `branching_factor`, or `device` does not exist.
+        """
+        X, y = self._validate_training_data(X, y)
+        self._check_tree()
+        seeds = check_random_state(self.random_state).randint(np.iinfo(np.int32).max, size=3)
+        self._fit_stages(X, y, *(int(seed) for seed in seeds))
+        return self
+
+    def _validate_training_data(self, X: Any, y: Any) -> tuple[np.ndarray, np.ndarray]:
+        X, y = validate_data(
+            self, X, y, dtype=[np.float64, np.float32, np.uint8], allow_nd=True, ensure_min_samples=2
+        )
+        self._check_n_dimensions(X)
+        check_classification_targets(y)
+        self.classes_, y = np.unique(y, return_inverse=True)
+        if len(self.classes_) < 2:
+            raise ValueError(
+                f"{type(self).__name__} expects at least 2 classes in y, got 1 class: {self.classes_[0]}."
+            )
+        self._input_shape = X.shape[1:]
+        return X, y
+
+    @staticmethod
+    def _check_n_dimensions(X: np.ndarray) -> None:
+        if X.ndim not in (2, 4):
+            raise ValueError(
+                "Expected X of shape (n_samples, n_features) or (n_samples, channels, height, width), "
+                f"got {X.ndim} dimensions, shape {X.shape}."
+            )
+
+    def _check_tree(self) -> None:
+        if self.sparsity > self.branching_factor:
+            raise ValueError(
+                f"Expected sparsity <= branching_factor, but sparsity = {self.sparsity}, "
+                f"branching_factor = {self.branching_factor}."
+            )
+        if self.branching_factor**self.n_levels > MAX_LEAVES:
+            raise ValueError(
+                "Expected branching_factor**n_levels < 2**63, but branching_factor = "
+                f"{self.branching_factor}, n_levels = {self.n_levels}."
+            )
+
+    def _fit_stages(
+        self, X: np.ndarray, y: np.ndarray, split_seed: int, metric_seed: int, hash_seed: int
+    ) -> None:
+        from hqsearch.embedding import EmbeddingModel, split_validation
+
+        train, validation = split_validation(y, self.validation_fraction, np.random.default_rng(split_seed))
+        model = EmbeddingModel(
+            loss=self.loss,
+            n_levels=self.n_levels,
+            branching_factor=self.branching_factor,
+            device=self.device,
+        )
+        self.history_ = model.fit_metric(
+            X,
+            y,
+            train,
+            validation,
+            network=self.network,
+            embedding_dim=self.embedding_dim,
+            settings=self._stage_settings("metric"),
+            seed=metric_seed,
+            memory=check_memory(self.memory),
+            verbose=self.verbose,
+        )
+        self.history_ = self.history_ + model.fit_hash(
+            X,
+            y,
+            train,
+            validation,
+            settings=self._stage_settings("hash"),
+            seed=hash_seed,
+            problem=self._code_problem(model.embed(X), y, train, validation),
+            verbose=self.verbose,
+        )
+        self._model = model
+        self._n_features_out = self.branching_factor**self.n_levels
+
+    def _stage_settings(self, stage: str) -> Any:
+        from hqsearch.embedding import StageSettings
+
+        hashing = stage == "hash"
+        rate = self.hash_learning_rate if hashing else self.learning_rate
+        return StageSettings(
+            loss=self.loss,
+            regularization=self.hash_regularization if hashing else self.regularization,
+            margin=self.hash_margin if hashing else self.margin,
+            epochs=self.hash_epochs if hashing else self.metric_epochs,
+            learning_rate=rate,
+            trunk_learning_rate=rate * self.trunk_learning_rate_ratio,
+            batch_size=self.batch_size,
+            classes_per_batch=self.classes_per_batch,
+            class_groups_per_step=self.class_groups_per_step,
+            patience=self.patience,
+        )
+
+    def _code_problem(
+        self, embedding: np.ndarray, y: np.ndarray, train: np.ndarray, validation: np.ndarray
+    ) -> Any:
+        from hqsearch.assignment import solve_cascades
+        from hqsearch.embedding import CodeProblem
+        from hqsearch.search import LeafTable
+
+        n_classes = len(self.classes_)
+
+        def solve(class_scores: np.ndarray) -> np.ndarray:
+            codes = solve_cascades(
+                class_scores,
+                sparsity=self.sparsity,
+                sibling_penalty=self.sibling_penalty,
+                orthogonality_penalty=self.orthogonality_penalty,
+                n_jobs=self.n_jobs,
+            )
+            return np.asarray(codes)
+
+        def validate(level_scores: np.ndarray) -> dict[str, float]:
+            codes = greedy_codes(level_scores, self.sparsity)
+            table = LeafTable.build(
+                embedding[train], codes[train], branching_factor=self.branching_factor, n_levels=self.n_levels
+            )
+            found = table.search(embedding[validation], level_scores[validation], codes[validation], 1)
+            precision = float(np.mean(y[train][found.positions[:, 0]] == y[validation]))
+            suf = found.stats.suf()
+            # Codes that put everything into one leaf are as precise as exhaustive search, and useless, so
+            # precision counts in full only from a fair speed-up on.
+            fair = 0.8 * n_classes / self.sparsity
+            return {"precision@1": precision, "suf": suf, "criterion": precision * min(1.0, suf / fair)}
+
+        return CodeProblem(
+            n_levels=self.n_levels,
+            branching_factor=self.branching_factor,
+            sparsity=self.sparsity,
+            solve=solve,
+            validate=validate,
+        )
+
+    def transform(self, X: Any) -> sp.csr_matrix:
+        """Codes as binary rows.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, ...)
+            Items.
+
+        Returns
+        -------
+        csr_matrix of shape (n_samples, branching_factor**n_levels), dtype float64
+            `sparsity` ones per row.
+        """
+        return code_matrix(self.encode(X), self.branching_factor**self.n_levels)
+
+    def encode(self, X: Any) -> np.ndarray:
+        """Leaves of each item.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, ...)
+            Items.
+
+        Returns
+        -------
+        ndarray of shape (n_samples, sparsity), dtype int64
+            Bucket ids `sum_v digit_v * branching_factor**(n_levels - v)`, best first.
+        """
+        return greedy_codes(self.level_scores(X), self.sparsity)
+
+    def embed(self, X: Any) -> np.ndarray:
+        """Metric-stage embedding, by which candidates are ranked.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, ...)
+            Items.
+
+        Returns
+        -------
+        ndarray of shape (n_samples, embedding_dim), dtype float32
+            Compared by Euclidean distance; unit rows for `loss="triplet"`.
+        """
+        X = self._validate_query(X)
+        return self._model.embed(X)
+
+    def level_scores(self, X: Any) -> np.ndarray:
+        """Score of each bucket at each level.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, ...)
+            Items.
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_levels, branching_factor), dtype float32
+            Higher is better; a leaf's score is the sum of its buckets' scores.
+        """
+        X = self._validate_query(X)
+        return self._model.level_scores(X)
+
+    def describe(self, X: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Embedding, level scores and codes in one call: what an index asks of every item.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, ...)
+            Items.
+
+        Returns
+        -------
+        embedding : ndarray of shape (n_samples, embedding_dim), dtype float32
+            As `embed`.
+        level_scores : ndarray of shape (n_samples, n_levels, branching_factor), dtype float32
+            As `level_scores`.
+        codes : ndarray of shape (n_samples, sparsity), dtype int64
+            As `encode`.
+        """
+        X = self._validate_query(X)
+        level_scores = self._model.level_scores(X)
+        return self._model.embed(X), level_scores, greedy_codes(level_scores, self.sparsity)
+
+    def score(self, X: Any, y: Any) -> float:
+        """Precision@1 under the code, among the items of X, each item's own entry left out.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, ...)
+            At least two items.
+        y : array-like of shape (n_samples,)
+            Their labels.
+
+        Returns
+        -------
+        float
+            Share of items whose nearest candidate has their label.
+        """
+        from hqsearch.search import LeafTable
+
+        check_is_fitted(self)
+        X, y = validate_data(
+            self,
+            X,
+            y,
+            reset=False,
+            dtype=[np.float64, np.float32, np.uint8],
+            allow_nd=True,
+            ensure_min_samples=2,
+        )
+        embedding, level_scores, codes = self.describe(X)
+        table = LeafTable.build(
+            embedding, codes, branching_factor=self.branching_factor, n_levels=self.n_levels
+        )
+        found = table.search(embedding, level_scores, codes, 1, exclude=np.arange(len(y)), n_jobs=self.n_jobs)
+        return float(np.mean(y[found.positions[:, 0]] == y))
+
+    def _validate_query(self, X: Any) -> np.ndarray:
+        check_is_fitted(self)
+        X = validate_data(self, X, reset=False, dtype=[np.float64, np.float32, np.uint8], allow_nd=True)
+        if X.shape[1:] != self._input_shape:
+            raise ValueError(
+                f"X has items of shape {X.shape[1:]}, but {type(self).__name__} is expecting items of shape "
+                f"{self._input_shape} as input."
+            )
+        return X
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "_model")
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.target_tags.required = True
+        return tags

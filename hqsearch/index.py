@@ -1,0 +1,435 @@
+"""HierarchicalHashIndex: nearest neighbours through learned hash codes."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from numbers import Integral
+from operator import index as as_int
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin, _fit_context, clone
+from sklearn.frozen import FrozenEstimator
+from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
+from sklearn.utils.validation import _num_samples, check_consistent_length, check_is_fitted, validate_data
+
+from hqsearch.codes import CellScores
+from hqsearch.encoder import HierarchicalHashEncoder
+from hqsearch.metrics import precision_at_k
+from hqsearch.search import LeafTable, SearchStats
+
+# Fitted items are turned into queries this many at a time: their level scores are made only for that long.
+SELF_QUERY_BLOCK = 16384
+
+
+class HierarchicalHashIndex(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+    """Nearest neighbours search over hierarchical hash codes.
+
+    `fit` lists every item in the leaves of its code. A query opens its own leaves, then further leaves, best
+    first, until it has `n_neighbors` candidates, and ranks the candidates by the Euclidean distance of the
+    encoder's embedding.
+
+    Parameters
+    ----------
+    encoder : estimator or None, default=None
+        None is `HierarchicalHashEncoder()`. An encoder is cloned and fitted; wrapped in
+        `sklearn.frozen.FrozenEstimator` a fitted one is used as it is, and `fit` needs no y. Any estimator
+        serves that has `fit`, `embed`, `encode`, `level_scores` and the attributes `n_levels`,
+        `branching_factor` and `sparsity`. Where it also has `describe(X)`, which returns embedding, level
+        scores and codes together, that is called instead of the three.
+    sparsity : int or None, default=None
+        None keeps the encoder's; a number overrides it.
+    n_neighbors : int, default=5
+        Neighbours of a query, unless a call says otherwise.
+    n_probes : int or None, default=None
+        Leaves to open for each query, empty ones not counted. None opens the query's own leaves. Either way
+        more are opened where the row of neighbours is not full yet.
+    mode : {"distance", "connectivity"}, default="distance"
+        Entries of the graph that `transform` returns: distances, or ones.
+    probing : {"best_first", "lexicographic"}, default="best_first"
+        Order of the leaves beyond a query's own: by the sum of their level scores, or the papers' order,
+        every leaf under the best parent before the second parent.
+    storage : {"float32", "float16", "int8"}, default="float32"
+        How embedding vectors are kept.
+    n_jobs : int or None, default=None
+        Threads of a search, as in joblib.
+    random_state : int, RandomState instance or None, default=None
+        None keeps the encoder's; anything else overrides it.
+
+    Attributes
+    ----------
+    encoder_ : estimator
+        The fitted encoder.
+    labels_ : ndarray of shape (n_samples_fit_,) or None
+        Labels of the fitted items, where `fit` got them.
+    n_samples_fit_ : int
+        Number of fitted items.
+    n_features_in_ : int
+        `X.shape[1]` as seen in `fit`.
+    feature_names_in_ : ndarray of shape (n_features_in_,)
+        Names of the features, where X has them.
+
+    See Also
+    --------
+    HierarchicalHashEncoder : The encoder that the index uses by default.
+    sklearn.neighbors.KNeighborsTransformer : Exact neighbours with the same interface.
+
+    Notes
+    -----
+    Reads never change the fitted index, so many threads may search at once.
+
+    References
+    ----------
+    Y. Jeong, Y. Kim and H. O. Song, "End-to-End Efficient Representation Learning via Cascading Combinatorial
+    Optimization", CVPR 2019.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_digits
+    >>> from hqsearch import HierarchicalHashEncoder, HierarchicalHashIndex
+    >>> X, y = load_digits(return_X_y=True)
+    >>> encoder = HierarchicalHashEncoder(metric_epochs=5, hash_epochs=5, random_state=0)
+    >>> index = HierarchicalHashIndex(encoder, n_neighbors=3).fit(X[:1000], y[:1000])
+    >>> distances, positions = index.kneighbors(X[1000:1005])
+    >>> positions.shape
+    (5, 3)
+    """
+
+    _parameter_constraints: dict = {  # noqa: RUF012  scikit-learn's own form
+        "encoder": [None, HasMethods(["fit", "embed", "encode", "level_scores"])],
+        "sparsity": [None, Interval(Integral, 1, None, closed="left")],
+        "n_neighbors": [Interval(Integral, 1, None, closed="left")],
+        "n_probes": [None, Interval(Integral, 1, None, closed="left")],
+        "mode": [StrOptions({"distance", "connectivity"})],
+        "probing": [StrOptions({"best_first", "lexicographic"})],
+        "storage": [StrOptions({"float32", "float16", "int8"})],
+        "n_jobs": [None, Integral],
+        "random_state": ["random_state"],
+    }
+
+    def __init__(
+        self,
+        encoder: Any = None,
+        *,
+        sparsity: int | None = None,
+        n_neighbors: int = 5,
+        n_probes: int | None = None,
+        mode: str = "distance",
+        probing: str = "best_first",
+        storage: str = "float32",
+        n_jobs: int | None = None,
+        random_state: Any = None,
+    ):
+        self.encoder = encoder
+        self.sparsity = sparsity
+        self.n_neighbors = n_neighbors
+        self.n_probes = n_probes
+        self.mode = mode
+        self.probing = probing
+        self.storage = storage
+        self.n_jobs = n_jobs
+        self.random_state = random_state
+
+    # The encoder is an estimator with parameters of its own.
+    @_fit_context(prefer_skip_nested_validation=False)
+    def fit(self, X: Any, y: Any = None) -> HierarchicalHashIndex:
+        """Fit the encoder, unless it is frozen, and list the items in their leaves.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features) or (n_samples, channels, height, width)
+            Items to be searched; whatever the encoder takes.
+        y : array-like of shape (n_samples,), default=None
+            Labels. A frozen encoder does without.
+
+        Returns
+        -------
+        HierarchicalHashIndex
+            This index.
+
+        Raises
+        ------
+        ValueError
+            If the encoder refuses X or y, or their lengths differ.
+        """
+        validate_data(self, X, skip_check_array=True)
+        if y is not None:
+            check_consistent_length(X, y)
+        self.encoder_ = self._fit_encoder(X, y)
+        embedding, level_scores, codes = self._describe(X)
+        self._table = LeafTable.build(
+            embedding,
+            codes,
+            branching_factor=self.encoder_.branching_factor,
+            n_levels=self.encoder_.n_levels,
+            storage=self.storage,
+        )
+        self._cell_scores = CellScores(codes, level_scores)
+        self.labels_ = None if y is None else np.asarray(y)
+        self.n_samples_fit_ = len(codes)
+        self._n_features_out = self.n_samples_fit_
+        self._counter = SearchCounter()
+        return self
+
+    def _fit_encoder(self, X: Any, y: Any) -> Any:
+        encoder = HierarchicalHashEncoder() if self.encoder is None else self.encoder
+        overrides = {
+            name: value
+            for name, value in (("sparsity", self.sparsity), ("random_state", self.random_state))
+            if value is not None
+        }
+        if isinstance(encoder, FrozenEstimator):
+            check_is_fitted(encoder)
+            overrides.pop("random_state", None)
+            # The user's encoder stays as it is; codes of another sparsity come from the same level scores.
+            return copy.copy(encoder.estimator).set_params(**overrides)
+        return clone(encoder).set_params(**overrides).fit(X, y)
+
+    def _describe(self, X: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Embedding, level scores and codes of X, from the fitted encoder."""
+        encoder = self.encoder_
+        if hasattr(encoder, "describe"):
+            return encoder.describe(X)
+        return encoder.embed(X), encoder.level_scores(X), encoder.encode(X)
+
+    def kneighbors(
+        self,
+        X: Any = None,
+        n_neighbors: int | None = None,
+        return_distance: bool = True,
+        *,
+        n_probes: int | None = None,
+        return_stats: bool = False,
+    ) -> Any:
+        """Nearest neighbours among the candidates of each query.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_queries, ...), default=None
+            Queries. None means the fitted items, each without itself.
+        n_neighbors : int, default=None
+            Neighbours of each query; None takes the index's.
+        return_distance : bool, default=True
+            Whether to return distances too.
+        n_probes : int, default=None
+            Leaves to open; None takes the index's.
+        return_stats : bool, default=False
+            Whether to return the counts of this call's work too.
+
+        Returns
+        -------
+        distances : ndarray of shape (n_queries, n_neighbors), dtype float32
+            Euclidean distances (not squared) of embeddings, ascending. Only with `return_distance=True`.
+        positions : ndarray of shape (n_queries, n_neighbors), dtype int64
+            Positions of the neighbours among the fitted items; equal distances by ascending position.
+        stats : SearchStats
+            `n_queries`, `leaves_opened`, `empty_leaves`, `candidates`, `distances`, and `suf()`. Only with
+            `return_stats=True`.
+
+        Raises
+        ------
+        ValueError
+            If `n_neighbors` exceeds the number of fitted items, or X does not fit the encoder.
+
+        Notes
+        -----
+        With `X=None`, leaves beyond an item's own are ordered by the mean level scores of the items that
+        share its code.
+        """
+        check_is_fitted(self)
+        n_neighbors = self._check_n_neighbors(X, n_neighbors)
+        n_probes = self.n_probes if n_probes is None else n_probes
+        if X is None:
+            distances, positions, stats = self._search_from_items(n_neighbors, n_probes)
+        else:
+            found = self._search(*self._describe(X), n_neighbors, n_probes)
+            distances, positions, stats = found.distances, found.positions, found.stats
+        self._counter.add(stats)
+        answer = (*((distances,) if return_distance else ()), positions, *((stats,) if return_stats else ()))
+        return answer[0] if len(answer) == 1 else answer
+
+    def _check_n_neighbors(self, X: Any, n_neighbors: Any) -> int:
+        if n_neighbors is None:
+            n_neighbors = self.n_neighbors
+        if not isinstance(n_neighbors, Integral):
+            raise TypeError(f"n_neighbors does not take {type(n_neighbors)} value, enter integer value.")
+        n_neighbors = as_int(n_neighbors)
+        if n_neighbors <= 0:
+            raise ValueError(f"Expected n_neighbors > 0, but n_neighbors = {n_neighbors}.")
+        available = self.n_samples_fit_ - (X is None)
+        if n_neighbors > available:
+            bound, n_queries = ("<", self.n_samples_fit_) if X is None else ("<=", _num_samples(X))
+            raise ValueError(
+                f"Expected n_neighbors {bound} n_samples_fit, but n_neighbors = {n_neighbors}, "
+                f"n_samples_fit = {self.n_samples_fit_}, n_samples = {n_queries}."
+            )
+        return n_neighbors
+
+    def _search(
+        self,
+        embedding: np.ndarray,
+        level_scores: np.ndarray,
+        codes: np.ndarray,
+        n_neighbors: int,
+        n_probes: int | None,
+        exclude: np.ndarray | None = None,
+    ) -> Any:
+        return self._table.search(
+            embedding,
+            level_scores,
+            codes,
+            n_neighbors,
+            n_probes=n_probes,
+            probing=self.probing,
+            exclude=exclude,
+            n_jobs=self.n_jobs,
+        )
+
+    def _search_from_items(
+        self, n_neighbors: int, n_probes: int | None
+    ) -> tuple[np.ndarray, np.ndarray, SearchStats]:
+        own, embedding = self._table.stored_vectors()
+        distances = np.empty((len(own), n_neighbors), dtype=np.float32)
+        positions = np.empty((len(own), n_neighbors), dtype=np.int64)
+        stats = SearchStats()
+        for start in range(0, len(own), SELF_QUERY_BLOCK):
+            block = slice(start, start + SELF_QUERY_BLOCK)
+            level_scores, codes = self._cell_scores.of(own[block])
+            found = self._search(
+                embedding[block], level_scores, codes, n_neighbors, n_probes, exclude=own[block]
+            )
+            distances[block], positions[block] = found.distances, found.positions
+            stats = stats + found.stats
+        return distances, positions, stats
+
+    def kneighbors_graph(
+        self,
+        X: Any = None,
+        n_neighbors: int | None = None,
+        mode: str = "connectivity",
+        *,
+        n_probes: int | None = None,
+    ) -> sp.csr_matrix:
+        """Nearest neighbours as a sparse graph.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_queries, ...), default=None
+            Queries. None means the fitted items, each without itself.
+        n_neighbors : int, default=None
+            Neighbours of each query; None takes the index's.
+        mode : {"connectivity", "distance"}, default="connectivity"
+            Entries: ones, or Euclidean distances of embeddings.
+        n_probes : int, default=None
+            Leaves to open; None takes the index's.
+
+        Returns
+        -------
+        csr_matrix of shape (n_queries, n_samples_fit_), dtype float64
+            `n_neighbors` entries per row, by ascending distance.
+
+        Raises
+        ------
+        ValueError
+            As `kneighbors`, and if `mode` is unknown.
+        """
+        if mode not in ("connectivity", "distance"):
+            raise ValueError(f"Expected mode to be 'connectivity' or 'distance', got {mode!r}.")
+        distances, positions = self.kneighbors(X, n_neighbors, n_probes=n_probes)
+        values = distances.astype(np.float64) if mode == "distance" else np.ones(distances.shape)
+        indptr = np.arange(len(positions) + 1) * positions.shape[1]
+        return sp.csr_matrix(
+            (values.ravel(), positions.ravel(), indptr), shape=(len(positions), self.n_samples_fit_)
+        )
+
+    def transform(self, X: Any) -> sp.csr_matrix:
+        """Neighbours graph of X, as `sklearn.neighbors.KNeighborsTransformer` gives it.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_queries, ...)
+            Queries.
+
+        Returns
+        -------
+        csr_matrix of shape (n_queries, n_samples_fit_), dtype float64
+            With `mode="distance"`, `n_neighbors + 1` entries per row, because a fitted item is its own
+            nearest neighbour; with `mode="connectivity"`, `n_neighbors`.
+        """
+        check_is_fitted(self)
+        return self.kneighbors_graph(X, self.n_neighbors + (self.mode == "distance"), self.mode)
+
+    def score(self, X: Any, y: Any) -> float:
+        """Mean precision@n_neighbors of the queries X against the fitted items.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_queries, ...)
+            Queries.
+        y : array-like of shape (n_queries,)
+            Their labels.
+
+        Returns
+        -------
+        float
+            Share of neighbours that have the query's label.
+
+        Raises
+        ------
+        ValueError
+            If the index was fitted without labels.
+        """
+        check_is_fitted(self)
+        if self.labels_ is None:
+            raise ValueError("Expected an index that was fitted with y, but labels_ is None.")
+        return precision_at_k(y, self.labels_[self.kneighbors(X, return_distance=False)])
+
+    @property
+    def search_stats_(self) -> SearchStats:
+        """Counts of all searches since `fit`: queries, leaves opened, empty leaves, candidates, distances."""
+        check_is_fitted(self)
+        return self._counter.total()
+
+    def suf(self) -> float:
+        """Search speed-up factor of all searches since `fit`.
+
+        Returns
+        -------
+        float
+            Distances that exhaustive search would have computed, over those computed.
+        """
+        return self.search_stats_.suf()
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "_table")
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.target_tags.required = not isinstance(self.encoder, FrozenEstimator)
+        return tags
+
+
+class SearchCounter:
+    """Adds up the counts of searches that run in several threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._total = SearchStats()
+
+    def add(self, stats: SearchStats) -> None:
+        """Add the counts of one search."""
+        with self._lock:
+            self._total = self._total + stats
+
+    def total(self) -> SearchStats:
+        """Return the counts so far."""
+        return self._total
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_total": self._total}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._lock = threading.Lock()
+        self._total = state["_total"]
