@@ -1,0 +1,180 @@
+"""A proof that codes are optimal: prices under which no arc of the residual network is worth walking."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import scipy.sparse
+from scipy.sparse import csgraph
+
+from hqsearch.assignment.network import LevelNetwork, bucket_counts, level_network
+
+__all__ = ["Certificate", "certificate"]
+
+EXACT_IN_FLOAT64 = 2.0**53
+
+
+class Certificate(NamedTuple):
+    """What `certificate` found.
+
+    Attributes
+    ----------
+    optimal : bool
+        Whether the codes have the least energy of all.
+    prices : ndarray of shape (n_nodes,), int64, or None
+        The proof: ``prices[head] <= prices[tail] + cost`` on every residual arc, checked in integers. None
+        when a negative cycle exists, hence better codes.
+    """
+
+    optimal: bool
+    prices: np.ndarray | None
+
+
+def residual_arcs(network: LevelNetwork, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
+    """Return tails, heads and costs of the residual network of `codes`, and its number of nodes.
+
+    Of parallel unit arcs only the next one to fill and the last one filled matter, as costs are convex.
+    """
+    n_classes, n_buckets = network.costs.shape
+    sink = n_classes + n_buckets
+    buckets = np.arange(n_buckets)
+    sizes = np.bincount(network.groups, minlength=1)
+    shared = np.flatnonzero(sizes > 1) if network.sibling_cost else np.empty(0, np.int64)
+    first_node = np.full(len(sizes), n_classes)
+    first_node[shared] = sink + 1 + n_buckets * np.arange(len(shared))
+    per_bucket, per_group = bucket_counts(codes, network.groups)
+
+    class_node = np.repeat(np.arange(n_classes), n_buckets)
+    choice_node = (first_node[network.groups][:, None] + buckets).ravel()
+    taken = codes.ravel()
+    sign = np.where(taken, -1, 1)
+    parts = [
+        (
+            np.where(taken, choice_node, class_node),
+            np.where(taken, class_node, choice_node),
+            sign * network.costs.ravel(),
+        )
+    ]
+
+    def convex(inner: np.ndarray, outer: np.ndarray, count: np.ndarray, room: np.ndarray, unit: int) -> None:
+        parts.append((inner[room], outer[room], count[room] * unit))
+        used = count > 0
+        parts.append((outer[used], inner[used], (1 - count[used]) * unit))
+
+    counts = per_group[shared].ravel()
+    convex(
+        (first_node[shared][:, None] + buckets).ravel(),
+        np.tile(n_classes + buckets, len(shared)),
+        counts,
+        counts < np.repeat(sizes[shared], n_buckets),
+        network.sibling_cost,
+    )
+    convex(
+        n_classes + buckets,
+        np.full(n_buckets, sink),
+        per_bucket,
+        per_bucket < n_classes,
+        network.orthogonality_cost,
+    )
+    tails, heads, costs = (np.concatenate([part[i] for part in parts]).astype(np.int64) for i in range(3))
+    return tails, heads, costs, sink + 1 + n_buckets * len(shared)
+
+
+def certificate(
+    scores: Any,
+    codes: Any,
+    parents: Any = None,
+    *,
+    sibling_penalty: float = 100.0,
+    orthogonality_penalty: float = 0.1,
+) -> Certificate:
+    """Prove that codes of one level are optimal, or find that they are not.
+
+    A flow is of minimum cost exactly when its residual network has no negative cycle [1]_. Shortest distances
+    from everywhere (`scipy.sparse.csgraph.bellman_ford`) exist exactly then, and are the proof: they are
+    rounded to integers, and every residual arc is checked in integer arithmetic. Nothing of the solver is
+    used.
+
+    Parameters
+    ----------
+    scores : array-like of shape (n_classes, branching_factor)
+        Class scores of the level.
+    codes : array-like of shape (n_classes, branching_factor), bool
+        Chosen buckets, the same number (at least one) for each class.
+    parents : array-like of shape (n_classes,), int, default=None
+        Parent group of each class, as in `solve_level`.
+    sibling_penalty, orthogonality_penalty : float
+        Penalties, as in `solve_level`.
+
+    Returns
+    -------
+    certificate : Certificate
+        Whether the codes are optimal, and the prices that prove it.
+
+    Raises
+    ------
+    ValueError
+        If `codes` is not such an array, or another input is not valid for `solve_level`.
+
+    References
+    ----------
+    .. [1] Ahuja, Magnanti, Orlin, "Network Flows", 1993, theorem 9.1.
+
+    Examples
+    --------
+    >>> from hqsearch.assignment import certificate
+    >>> scores = [[1.0, 0.9], [1.0, 0.2]]
+    >>> certificate(scores, [[False, True], [True, False]]).optimal
+    True
+    >>> certificate(scores, [[True, False], [False, True]]).optimal
+    False
+    """
+    chosen = np.asarray(codes)
+    if chosen.dtype != bool or chosen.shape != np.shape(scores) or chosen.ndim != 2:
+        raise ValueError(
+            f"Expected codes to be a bool array of the shape of scores, {np.shape(scores)}, "
+            f"got dtype {chosen.dtype} and shape {chosen.shape}."
+        )
+    per_class = chosen.sum(axis=1)
+    if len(set(per_class.tolist())) > 1:
+        raise ValueError(
+            f"Expected codes with the same number of buckets for each class, got between {per_class.min()} "
+            f"and {per_class.max()}."
+        )
+    network = level_network(
+        scores,
+        parents,
+        sparsity=int(per_class[0]) if len(per_class) else 1,
+        sibling_penalty=sibling_penalty,
+        orthogonality_penalty=orthogonality_penalty,
+    )
+    if len(per_class) == 0:
+        return Certificate(True, np.zeros(chosen.shape[1] + 1, np.int64))
+
+    tails, heads, costs, n_nodes = residual_arcs(network, chosen)
+    # prices are sums along simple paths, so floating point is exact unless these could pass 2**53
+    exact = float(np.abs(costs).max()) * n_nodes < EXACT_IN_FLOAT64
+    start = np.full(n_nodes, n_nodes)
+    everywhere = scipy.sparse.csr_array(
+        (
+            np.concatenate([costs, np.zeros(n_nodes, np.int64)]).astype(np.float64),
+            (np.concatenate([tails, start]), np.concatenate([heads, np.arange(n_nodes)])),
+        ),
+        shape=(n_nodes + 1, n_nodes + 1),
+    )
+    try:
+        prices = np.rint(csgraph.bellman_ford(everywhere, indices=n_nodes)[:n_nodes]).astype(np.int64)
+    except csgraph.NegativeCycleError:
+        if exact:
+            return Certificate(False, None)
+        prices = np.zeros(n_nodes, np.int64)
+    order = np.argsort(heads, kind="stable")
+    tails, heads, costs = tails[order], heads[order], costs[order]
+    first = np.flatnonzero(np.diff(heads, prepend=-1))
+    for _ in range(n_nodes):
+        reached = np.minimum.reduceat(prices[tails] + costs, first)
+        if (reached >= prices[heads[first]]).all():
+            return Certificate(True, prices)
+        prices[heads[first]] = np.minimum(prices[heads[first]], reached)
+    return Certificate(False, None)
