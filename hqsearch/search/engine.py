@@ -1,4 +1,4 @@
-"""One task of a search, compiled as a whole: plan, sort, score, finish."""
+"""The compiled parts of a search, and all of them as one call for a table of one segment."""
 
 from __future__ import annotations
 
@@ -6,8 +6,20 @@ import numpy as np
 from numba import njit
 
 from hqsearch.search.probing import plan_search, sort_pairs
+from hqsearch.search.radius import collect_pairs
 from hqsearch.search.scoring import score_pairs
 from hqsearch.search.topk import EMPTY_KEY, finish_rows
+
+__all__ = [
+    "EMPTY_KEY",
+    "collect_pairs",
+    "finish_rows",
+    "plan_search",
+    "score_pairs",
+    "search_slice",
+    "sort_pairs",
+    "take_rows",
+]
 
 
 @njit(cache=True, nogil=True)
@@ -24,7 +36,7 @@ def take_rows(queries, skipped, order):
 
 @njit(cache=True, nogil=True)
 def search_slice(
-    queries, order, codes, level_scores, n_neighbors, n_probes, lexicographic, skipped, own_cell,
+    queries, order, skipped, codes, level_scores, own_cell, n_neighbors, n_probes, lexicographic,
     leaf_ids, leaf_start, leaf_cells, cell_live, child_start, digit, level_start, shared,
     plain, encoded, kind, low, step, cell_start, positions, keep, out_distances, out_positions,
 ):  # fmt: skip

@@ -103,8 +103,8 @@ class Segment:
         )
 
     @classmethod
-    def merge(cls, segments, live_flags) -> Segment:
-        """One segment that holds the live rows of several, in the order of their positions.
+    def merge(cls, segments, live_flags) -> Segment | None:
+        """Make one segment of the live rows of several, None when there are none.
 
         8-bit segments of different scales are decoded and given the scale that spans them all.
         """
@@ -123,6 +123,8 @@ class Segment:
             raws = [blocks.encode(vectors, blocks.INT8, low, step)]
         order = np.argsort(positions, kind="stable")
         order = order[live_flags[positions[order]] != 0]
+        if order.size == 0:
+            return None
         raw = raws[0] if len(raws) == 1 else np.concatenate(raws)
         return cls.build(raw[order], codes[order], positions[order], low, step)
 
@@ -132,6 +134,11 @@ class Segment:
         return self.positions.size
 
     @property
+    def n_live(self) -> int:
+        """Rows that are not removed."""
+        return int(self.cell_live.sum())
+
+    @property
     def n_cells(self) -> int:
         """Different sets of leaves."""
         return self.cell_start.size - 1
@@ -139,19 +146,9 @@ class Segment:
     @property
     def nbytes(self) -> int:
         """Bytes of all arrays."""
-        arrays = (
-            self.packed,
-            self.low,
-            self.step,
-            self.positions,
-            self.cell_start,
-            self.cell_codes,
-            self.cell_live,
-            self.leaf_ids,
-            self.leaf_start,
-            self.leaf_cells,
-        )
-        return sum(array.nbytes for array in arrays)
+        arrays = [getattr(self, name) for name in Segment.__annotations__]
+        inverse = self.__dict__.get("_row_of")
+        return sum(array.nbytes for array in arrays) + (0 if inverse is None else inverse.nbytes)
 
     @property
     def kind(self) -> int:

@@ -2,64 +2,23 @@
 
 from __future__ import annotations
 
-import threading
+from dataclasses import replace
 from functools import cached_property
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hqsearch.search.results import SearchResult, SearchStats
+from hqsearch.search.batches import radius_batch, search_batch
+from hqsearch.search.checks import check_count, check_items, check_removal, check_shape
+from hqsearch.search.snapshot import Directory, Tail
 
 if TYPE_CHECKING:
     from hqsearch.search.probing import PrefixTree
+    from hqsearch.search.results import RadiusResult, SearchResult
     from hqsearch.search.segments import Segment
 
-STORAGES = ("float32", "float16", "int8")
-PROBINGS = ("best_first", "lexicographic")
-
-# Items added wait here in order of arrival; a fuller tail is sorted into a segment.
-_TAIL_CAPACITY = 1024
 # A segment is merged into the one before it unless that one is this many times larger.
 _MERGE_RATIO = 8
-# Keys hold a position in 31 bits.
-_MAX_ITEMS = 2**31 - 2
-# Queries of one task: enough to share leaves, few enough to stay in the caches and to spread over threads.
-_SLICE = 2048
-
-
-class _Directory(NamedTuple):
-    """The leaves of all segments together, with cells numbered through from the first segment to the last."""
-
-    segments: tuple[Segment, ...]
-    first_cell: tuple[int, ...]
-    leaf_ids: np.ndarray
-    leaf_start: np.ndarray
-    leaf_cells: np.ndarray
-    cell_live: np.ndarray
-
-
-class _Tail:
-    """Room for items in order of arrival; each table sees the first few, and only unseen room is written."""
-
-    def __init__(self, embedding_dim: int, sparsity: int) -> None:
-        self.vectors = np.empty((_TAIL_CAPACITY, embedding_dim), dtype=np.float32)
-        self.codes = np.empty((_TAIL_CAPACITY, sparsity), dtype=np.int64)
-        self.used = 0
-        self.lock = threading.Lock()
-
-    def append(self, seen: int, vectors: np.ndarray, codes: np.ndarray) -> _Tail:
-        """Write items after the first `seen` ones: here, or in a copy when another table wrote there."""
-        with self.lock:
-            if self.used == seen:
-                self.vectors[seen : seen + len(vectors)] = vectors
-                self.codes[seen : seen + len(codes)] = codes
-                self.used = seen + len(vectors)
-                return self
-        fork = _Tail(self.vectors.shape[1], self.codes.shape[1])
-        fork.vectors[:seen] = self.vectors[:seen]
-        fork.codes[:seen] = self.codes[:seen]
-        fork.used = seen
-        return fork.append(seen, vectors, codes)
 
 
 class LeafTable:
@@ -107,36 +66,21 @@ class LeafTable:
     """
 
     n_items: int
+    n_live_items: int
     branching_factor: int
     n_levels: int
     sparsity: int
     embedding_dim: int
     storage: str
+    _segments: tuple[Segment, ...]
+    _tail: Tail
+    _n_tail: int
+    # One byte for each position, and some to come; 1 says not removed. Tables share it until one
+    # removes items.
+    _live_flags: np.ndarray
 
     def __init__(self) -> None:
         raise TypeError("LeafTable has no public constructor: use LeafTable.build")
-
-    @classmethod
-    def _make(cls, template: LeafTable | None = None, **changes) -> LeafTable:
-        """Make a table from the fields of another one (not its cached views) and some changes."""
-        table = object.__new__(cls)
-        if template is not None:
-            for name in cls._FIELDS:
-                setattr(table, name, getattr(template, name))
-        for name, value in changes.items():
-            setattr(table, name, value)
-        return table
-
-    _FIELDS = (
-        "n_items", "n_live_items", "branching_factor", "n_levels", "sparsity", "embedding_dim", "storage",
-        "_segments", "_tail", "_n_tail", "_live_flags",
-    )  # fmt: skip
-    n_live_items: int
-    _segments: tuple[Segment, ...]
-    _tail: _Tail
-    _n_tail: int
-    # One byte for each position and some to come; 1 says not removed. Shared until something is removed.
-    _live_flags: np.ndarray
 
     @classmethod
     def build(
@@ -173,125 +117,52 @@ class LeafTable:
         ValueError
             If a shape, a leaf id, a vector or the storage is not as described.
         """
+        check_shape(branching_factor, n_levels, storage)
+        table = object.__new__(cls)
+        table.branching_factor, table.n_levels, table.storage = int(branching_factor), int(n_levels), storage
+        table.n_items = table.n_live_items = table._n_tail = 0
+        table.embedding_dim = table.sparsity = -1
+        table._segments = ()
+        vectors, codes = check_items(vectors, codes, table)
+        table.embedding_dim, table.sparsity = vectors.shape[1], codes.shape[1]
+        table._tail = Tail(table.embedding_dim, table.sparsity)
+        if len(vectors):
+            table._segments = (table._sort_items(vectors, codes, np.arange(len(vectors), dtype=np.int32)),)
+        table.n_items = table.n_live_items = len(vectors)
+        table._live_flags = np.ones(table.n_items, dtype=np.uint8)
+        return table
+
+    def _changed(self, **changes) -> LeafTable:
+        """Make a table that differs in some fields; views made on first use are not handed on."""
+        table = object.__new__(type(self))
+        for name in LeafTable.__annotations__:
+            setattr(table, name, changes[name] if name in changes else getattr(self, name))
+        return table
+
+    def _sort_items(self, vectors: np.ndarray, codes: np.ndarray, positions: np.ndarray) -> Segment:
+        """Encode items for this table's storage and sort them into cells."""
         from hqsearch.search import blocks
         from hqsearch.search.segments import Segment
 
-        if storage not in STORAGES:
-            raise ValueError(f"Expected storage to be one of {STORAGES}, got {storage!r}")
-        if branching_factor < 1 or n_levels < 1 or int(branching_factor) ** int(n_levels) > 2**62:
-            raise ValueError(
-                "Expected branching_factor >= 1, n_levels >= 1 and branching_factor ** n_levels <= 2 ** 62, "
-                f"but branching_factor = {branching_factor}, n_levels = {n_levels}"
-            )
-        table = cls._make(
-            branching_factor=int(branching_factor), n_levels=int(n_levels), storage=storage,
-            embedding_dim=-1, sparsity=-1, n_items=0, n_live_items=0, _segments=(), _n_tail=0,
-        )  # fmt: skip
-        vectors, codes = table._check_items(vectors, codes)
-        table.embedding_dim, table.sparsity = vectors.shape[1], codes.shape[1]
-        table.n_items = table.n_live_items = len(vectors)
-        table._tail = _Tail(table.embedding_dim, table.sparsity)
-        table._live_flags = np.ones(table.n_items, dtype=np.uint8)
-        if table.n_items:
-            kind = blocks.STORAGE_KINDS[storage]
-            low = step = np.zeros(table.embedding_dim, dtype=np.float32)
-            if kind == blocks.INT8:
-                low, step = blocks.byte_scale(vectors)
-            raw = blocks.encode(vectors, kind, low, step)
-            positions = np.arange(table.n_items, dtype=np.int32)
-            table._segments = (Segment.build(raw, codes, positions, low, step),)
-        return table
-
-    def _check_items(self, vectors, codes) -> tuple[np.ndarray, np.ndarray]:
-        """Validate items to be stored; return them as contiguous float32 and int64 arrays."""
-        vectors = np.ascontiguousarray(vectors, dtype=np.float32)
-        codes = np.asarray(codes)
-        if codes.dtype.kind not in "iu":
-            raise ValueError(f"Expected codes of an integer dtype, got {codes.dtype}")
-        codes = np.ascontiguousarray(codes, dtype=np.int64)
-        if vectors.ndim != 2 or vectors.shape[1] == 0 or self.embedding_dim not in (-1, vectors.shape[1]):
-            wanted = "embedding_dim >= 1" if self.embedding_dim == -1 else str(self.embedding_dim)
-            raise ValueError(f"Expected vectors of shape (n_items, {wanted}), got {vectors.shape}")
-        if (
-            codes.ndim != 2
-            or len(codes) != len(vectors)
-            or codes.shape[1] == 0
-            or self.sparsity not in (-1, codes.shape[1])
-        ):
-            wanted = "sparsity >= 1" if self.sparsity == -1 else str(self.sparsity)
-            raise ValueError(f"Expected codes of shape ({len(vectors)}, {wanted}), got {codes.shape}")
-        if self.n_items + len(vectors) > _MAX_ITEMS:
-            raise ValueError(f"Expected n_items <= {_MAX_ITEMS}, got {self.n_items + len(vectors)}")
-        if len(vectors) == 0:
-            return vectors, codes
-        if not np.isfinite(vectors).all():
-            raise ValueError("Input vectors contains NaN or infinity.")
-        if self.storage == "float16" and np.abs(vectors).max() > np.finfo(np.float16).max:
-            raise ValueError(
-                f"Expected vectors within ±65504 for storage='float16', got {np.abs(vectors).max()}"
-            )
-        n_leaves = self.branching_factor**self.n_levels
-        if codes.min() < 0 or codes.max() >= n_leaves:
-            raise ValueError(f"Expected codes in [0, {n_leaves}), got {codes.min()} to {codes.max()}")
-        if codes.shape[1] > 1:
-            ascending = np.sort(codes, axis=1)
-            if (ascending[:, 1:] == ascending[:, :-1]).any():
-                raise ValueError("Expected different leaves within each row of codes, got a leaf twice")
-        return vectors, codes
+        kind = blocks.STORAGE_KINDS[self.storage]
+        low = step = np.zeros(self.embedding_dim, dtype=np.float32)
+        if kind == blocks.INT8:
+            low, step = blocks.byte_scale(vectors)
+            if self._segments:
+                # Keep the table's scale where it reaches: equal scales merge without rounding anew.
+                first = self._segments[0]
+                if (vectors >= first.low - first.step / 2).all() and (
+                    vectors <= first.low + first.step * 255.5
+                ).all():
+                    low, step = first.low, first.step
+        return Segment.build(blocks.encode(vectors, kind, low, step), codes, positions, low, step)
 
     # Views of the snapshot, made on first use. Two threads may make one twice; both results are the same.
 
     @cached_property
-    def _directory(self) -> _Directory:
-        segments = self._segments
-        if self._n_tail:
-            tail = self._tail_segment()
-            segments = (*segments, tail) if tail is not None else segments
-        if not segments:
-            none, none32 = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int32)
-            return _Directory((), (), none, np.zeros(1, dtype=np.int64), none32, none32)
-        if len(segments) == 1:
-            only = segments[0]
-            return _Directory(segments, (0,), only.leaf_ids, only.leaf_start, only.leaf_cells, only.cell_live)
-        first_cell = np.concatenate([[0], np.cumsum([piece.n_cells for piece in segments])])
-        leaf_of_entry = np.concatenate([np.repeat(p.leaf_ids, np.diff(p.leaf_start)) for p in segments])
-        cells = np.concatenate([p.leaf_cells + f for p, f in zip(segments, first_cell[:-1], strict=True)])
-        by_leaf = np.argsort(leaf_of_entry, kind="stable")
-        leaf_ids, starts = np.unique(leaf_of_entry[by_leaf], return_index=True)
-        return _Directory(
-            segments,
-            tuple(int(first) for first in first_cell[:-1]),
-            leaf_ids,
-            np.append(starts, by_leaf.size).astype(np.int64),
-            cells[by_leaf].astype(np.int32),
-            np.concatenate([piece.cell_live for piece in segments]),
-        )
-
-    def _tail_segment(self) -> Segment | None:
-        from hqsearch.search import blocks
-        from hqsearch.search.segments import Segment
-
-        first = self.n_items - self._n_tail
-        rows = np.flatnonzero(self._live_flags[first : self.n_items])
-        if rows.size == 0:
-            return None
-        vectors = self._tail.vectors[rows]
-        kind = blocks.STORAGE_KINDS[self.storage]
-        low = step = np.zeros(self.embedding_dim, dtype=np.float32)
-        if kind == blocks.INT8:
-            low, step = self._scale_for(vectors)
-        raw = blocks.encode(vectors, kind, low, step)
-        return Segment.build(raw, self._tail.codes[rows], (first + rows).astype(np.int32), low, step)
-
-    def _scale_for(self, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Give the table's 8-bit scale when it spans the vectors, else one of their own."""
-        from hqsearch.search import blocks
-
-        if self._segments:
-            low, step = self._segments[0].low, self._segments[0].step
-            if (vectors >= low - step / 2).all() and (vectors <= low + step * 255.5).all():
-                return low, step
-        return blocks.byte_scale(vectors)
+    def _directory(self) -> Directory:
+        tail = self._tail_segment()
+        return Directory.build(self._segments if tail is None else (*self._segments, tail))
 
     @cached_property
     def _tree(self) -> PrefixTree:
@@ -299,9 +170,15 @@ class LeafTable:
 
         return PrefixTree.build(self._directory.leaf_ids, self.branching_factor, self.n_levels)
 
-    @property
-    def _has_removed(self) -> bool:
-        return self.n_live_items < self.n_items
+    def _tail_segment(self) -> Segment | None:
+        """Sort the live items of the tail, if there are any."""
+        first = self.n_items - self._n_tail
+        rows = np.flatnonzero(self._live_flags[first : self.n_items])
+        if rows.size == 0:
+            return None
+        return self._sort_items(
+            self._tail.vectors[rows], self._tail.codes[rows], (first + rows).astype(np.int32)
+        )
 
     # Reading
 
@@ -318,7 +195,7 @@ class LeafTable:
             total += self._tail.vectors.nbytes + self._tail.codes.nbytes
         if "_tree" in self.__dict__:
             total += sum(array.nbytes for array in self._tree)
-        return total + sum(s.__dict__["_row_of"].nbytes for s in self._segments if "_row_of" in s.__dict__)
+        return total
 
     def occupied_leaves(self) -> np.ndarray:
         """Leaves that hold a live item, ascending.
@@ -328,7 +205,7 @@ class LeafTable:
         leaf_ids : ndarray of shape (n_leaves_,), dtype int64
             Their ids.
         """
-        return self._directory.leaf_ids[self._live_by_leaf() > 0]
+        return self._directory.leaf_ids[self._directory.live_by_leaf() > 0]
 
     def leaf_sizes(self) -> np.ndarray:
         """Live items of each of the `occupied_leaves`; an item counts in each of its leaves.
@@ -338,15 +215,8 @@ class LeafTable:
         sizes : ndarray of shape (n_leaves_,), dtype int64
             Items.
         """
-        sizes = self._live_by_leaf()
+        sizes = self._directory.live_by_leaf()
         return sizes[sizes > 0]
-
-    def _live_by_leaf(self) -> np.ndarray:
-        directory = self._directory
-        if not directory.leaf_ids.size:
-            return np.empty(0, dtype=np.int64)
-        live = directory.cell_live[directory.leaf_cells].astype(np.int64)
-        return np.add.reduceat(live, directory.leaf_start[:-1])
 
     def items_in_leaf(self, leaf_id: int) -> np.ndarray:
         """Positions of the live items of one leaf, ascending.
@@ -368,28 +238,16 @@ class LeafTable:
         return positions[self._live_flags[positions] != 0]
 
     def live_positions(self) -> np.ndarray:
-        """Positions that are not removed, ascending (int64); `compact` renumbers them 0, 1, 2, ..."""
-        return np.flatnonzero(self._live_flags[: self.n_items])
-
-    # Searching
-
-    def stored_vectors(self) -> tuple[np.ndarray, np.ndarray]:
-        """Live items and their vectors as stored, decoded to float32.
+        """Positions that are not removed, ascending.
 
         Returns
         -------
         positions : ndarray of shape (n_live_items,), dtype int64
-            Ascending.
-        vectors : ndarray of shape (n_live_items, embedding_dim), dtype float32
-            Their vectors; rounded as the storage rounds them.
+            What `compact` renumbers 0, 1, 2, ...
         """
-        from hqsearch.search import blocks
+        return np.flatnonzero(self._live_flags[: self.n_items])
 
-        vectors = np.empty((self.n_items, self.embedding_dim), dtype=np.float32)
-        for segment in self._directory.segments:
-            vectors[segment.positions] = blocks.decode(segment.raw_rows(), segment.low, segment.step)
-        positions = self.live_positions()
-        return positions, vectors if len(positions) == self.n_items else vectors[positions]
+    # Searching
 
     def search(
         self,
@@ -443,156 +301,170 @@ class LeafTable:
         ValueError
             If an argument has the wrong shape, type or range, or is NaN or infinite.
         """
-        queries, level_scores, codes = self._check_queries(queries, level_scores, codes)
-        n_neighbors = _check_count("n_neighbors", n_neighbors)
-        probes = -1 if n_probes is None else _check_count("n_probes", n_probes)
-        if probing not in PROBINGS:
-            raise ValueError(f"Expected probing to be one of {PROBINGS}, got {probing!r}")
-        directory = self._directory
-        n_queries = len(queries)
-        keep, cell_live, n_items = self._check_allowed(allowed)
-        n_total = n_items * n_queries
-        if exclude is None:
-            skipped = own_cell = np.full(n_queries, -1, dtype=np.int64)
-        else:
-            skipped = self._check_exclude(exclude, n_queries)
-            own_cell = self._cells_of(skipped)
-            gone = self._live_flags if allowed is None else keep
-            n_total -= int(((skipped >= 0) & (gone[skipped] != 0)).sum())
-        out_distances = np.empty((n_queries, n_neighbors), dtype=np.float32)
-        out_positions = np.empty((n_queries, n_neighbors), dtype=np.int64)
-        tree = self._tree
-        plan = (
-            codes, level_scores, own_cell, n_neighbors, probes, probing == "lexicographic",
-            directory.leaf_ids, directory.leaf_start, directory.leaf_cells, cell_live,
-            tree.child_start, tree.digit, tree.level_start, self.sparsity > 1 or codes.shape[1] > 1,
-        )  # fmt: skip
-
-        def run(order):
-            return self._search_slice(
-                queries, order, plan, directory, keep, skipped, out_distances, out_positions
-            )
-
-        outcomes = _over_slices(run, codes, n_jobs)
-        totals = (
-            np.sum([outcome[0] for outcome in outcomes], axis=0) if outcomes else np.zeros(4, dtype=np.int64)
-        )
-        if totals[3]:
-            raise ValueError("Input level_scores contains NaN or infinity.")
-        opened, empty, candidates = (int(total) for total in totals[:3])
-        return SearchResult(
-            out_distances,
-            out_positions,
-            SearchStats(n_queries, opened, empty, candidates, candidates, n_total),
-            min((outcome[1] for outcome in outcomes), default=n_neighbors),
+        n_neighbors = check_count("n_neighbors", n_neighbors)
+        n_probes = None if n_probes is None else check_count("n_probes", n_probes)
+        return search_batch(
+            self, queries, level_scores, codes, n_neighbors, n_probes, probing, exclude, allowed, n_jobs
         )
 
-    def _search_slice(self, queries, order, plan, directory, keep, skipped, out_distances, out_positions):
-        """Answer the queries named by `order`; return the plan's totals and the least number found."""
-        from hqsearch.search import engine
+    def radius_search(
+        self,
+        queries: np.ndarray,
+        level_scores: np.ndarray,
+        codes: np.ndarray,
+        radius: float,
+        *,
+        n_probes: int | None = None,
+        probing: str = "best_first",
+        exclude: np.ndarray | None = None,
+        allowed: np.ndarray | None = None,
+        n_jobs: int | None = None,
+    ) -> RadiusResult:
+        """Find all items within a radius, among those of the leaves that each query opens.
 
-        codes, level_scores, own_cell, n_neighbors, n_probes, lexicographic, *leaves = plan
-        if len(directory.segments) == 1:
-            only = directory.segments[0]
-            return engine.search_slice(  # type: ignore[call-arg]
-                queries, order, codes, level_scores, n_neighbors, n_probes, lexicographic, skipped, own_cell,
-                *leaves, only.plain, only.encoded, only.kind, only.low, only.step,
-                only.cell_start, only.positions, keep, out_distances, out_positions,
-            )  # fmt: skip
-        pair_query, pair_cell, totals = engine.plan_search(order, *plan)
-        if totals[3]:
-            return totals, 0
-        pair_query, pair_cell = engine.sort_pairs(pair_query, pair_cell, directory.cell_live.size)
-        taken, taken_skipped = engine.take_rows(queries, skipped, order)
-        keys = np.full(order.size * n_neighbors, engine.EMPTY_KEY, dtype=np.int64)
-        for first, segment in zip(directory.first_cell, directory.segments, strict=True):
-            lo, hi = np.searchsorted(pair_cell, (first, first + segment.n_cells))
-            engine.score_pairs(
-                taken, taken_skipped, pair_query, pair_cell, lo, hi, first,
-                segment.plain, segment.encoded, segment.kind, segment.low, segment.step,
-                segment.cell_start, segment.positions, keep, keys, n_neighbors,
-            )  # fmt: skip
-        return totals, engine.finish_rows(keys, order, n_neighbors, out_distances, out_positions)
+        Parameters
+        ----------
+        radius : float
+            Euclidean distance (not squared), at least 0; items at this very distance are found.
+        n_probes : int or None, default=None
+            Leaves to open, the query's own ones included; None stands for these alone. No further leaf is
+            opened, however few items are found; ``n_probes=table.n_leaves_ + table.sparsity`` opens all.
+        queries, level_scores, codes, probing, exclude, allowed, n_jobs
+            As in `search`.
 
-    def _check_queries(self, queries, level_scores, codes):
-        queries = np.ascontiguousarray(queries, dtype=np.float32)
-        if queries.ndim != 2 or queries.shape[1] != self.embedding_dim:
-            raise ValueError(
-                f"Expected queries of shape (n_queries, {self.embedding_dim}), got {queries.shape}"
-            )
-        level_scores = np.ascontiguousarray(level_scores, dtype=np.float32)
-        wanted = (len(queries), self.n_levels, self.branching_factor)
-        if level_scores.shape != wanted:
-            raise ValueError(f"Expected level_scores of shape {wanted}, got {level_scores.shape}")
-        codes = np.ascontiguousarray(codes, dtype=np.int64)
-        if codes.ndim != 2 or len(codes) != len(queries) or codes.shape[1] == 0:
-            raise ValueError(f"Expected codes of shape ({len(queries)}, sparsity >= 1), got {codes.shape}")
-        if not np.isfinite(queries).all():
-            raise ValueError("Input queries contains NaN or infinity.")
-        return queries, level_scores, codes
+        Returns
+        -------
+        result : RadiusResult
+            Distances and positions as a CSR structure, and stats.
 
-    def _check_allowed(self, allowed) -> tuple[np.ndarray, np.ndarray, int]:
-        """Return flags of the items to keep (empty: all), live items of each cell, and their number."""
-        directory = self._directory
-        if allowed is None:
-            keep = self._live_flags if self._has_removed else _NO_MASK
-            return keep, directory.cell_live, self.n_live_items
-        allowed = np.asarray(allowed)
-        if allowed.dtype != np.bool_ or allowed.shape != (self.n_items,):
-            raise ValueError(
-                f"Expected allowed of shape ({self.n_items},) and dtype bool, "
-                f"got {allowed.shape} and {allowed.dtype}"
-            )
-        keep = allowed.view(np.uint8) & self._live_flags[: self.n_items]
-        counts = [np.empty(0, dtype=np.int32)]
-        for segment in directory.segments:
-            kept = np.concatenate([[0], np.cumsum(keep[segment.positions], dtype=np.int64)])
-            counts.append(np.diff(kept[segment.cell_start]).astype(np.int32))
-        return keep, np.concatenate(counts), int(keep.sum())
+        Raises
+        ------
+        ValueError
+            If an argument has the wrong shape, type or range, or is NaN or infinite.
+        """
+        if not radius >= 0:
+            raise ValueError(f"Expected radius >= 0, got {radius!r}")
+        n_probes = None if n_probes is None else check_count("n_probes", n_probes)
+        return radius_batch(
+            self, queries, level_scores, codes, radius, n_probes, probing, exclude, allowed, n_jobs
+        )
 
-    def _check_exclude(self, exclude, n_queries: int) -> np.ndarray:
-        exclude = np.ascontiguousarray(exclude, dtype=np.int64)
-        if exclude.shape != (n_queries,):
-            raise ValueError(f"Expected exclude of shape ({n_queries},), got {exclude.shape}")
-        if n_queries and (exclude.min() < -1 or exclude.max() >= self.n_items):
-            raise ValueError(
-                f"Expected exclude in [-1, {self.n_items}), got {exclude.min()} to {exclude.max()}"
-            )
-        return exclude
+    # Changing
 
-    def _cells_of(self, positions: np.ndarray) -> np.ndarray:
-        """Cell of each position over all segments, -1 for none."""
-        directory = self._directory
-        cells = np.full(len(positions), -1, dtype=np.int64)
-        for first, segment in zip(directory.first_cell, directory.segments, strict=True):
-            here = segment.cells_of(positions)
-            cells = np.where(here >= 0, here + first, cells)
-        return cells
+    def add(self, vectors: np.ndarray, codes: np.ndarray) -> LeafTable:
+        """Append items.
 
+        Adding one item costs microseconds: it waits in a tail that the next search sorts, and a full tail is
+        sorted into a segment that is merged into larger ones as a binary counter carries.
 
-_NO_MASK = np.empty(0, dtype=np.uint8)
+        Parameters
+        ----------
+        vectors : array-like of shape (n_added, embedding_dim), dtype float32
+            Vectors.
+        codes : array-like of shape (n_added, sparsity), dtype int64
+            Their leaves, as in `build`.
 
+        Returns
+        -------
+        table : LeafTable
+            A table that holds them too, at positions ``self.n_items`` and following. This one stays as it is.
 
-def _check_count(name: str, value) -> int:
-    """Validate a number that must be an integer of at least 1."""
-    try:
-        count = value.__index__()
-    except AttributeError:
-        raise ValueError(f"Expected {name} to be an integer >= 1, got {value!r}") from None
-    if isinstance(value, bool) or count < 1:
-        raise ValueError(f"Expected {name} to be an integer >= 1, got {value!r}")
-    return count
+        Raises
+        ------
+        ValueError
+            If a shape, a leaf id or a vector is not as in `build`.
+        """
+        vectors, codes = check_items(vectors, codes, self)
+        n_items = self.n_items + len(vectors)
+        flags = self._live_flags
+        if n_items > flags.size:
+            flags = np.ones(max(Tail.CAPACITY, n_items + n_items // 8), dtype=np.uint8)
+            flags[: self.n_items] = self._live_flags[: self.n_items]
+        changes = {
+            "n_items": n_items, "n_live_items": self.n_live_items + len(vectors), "_live_flags": flags,
+        }  # fmt: skip
+        n_tail = self._n_tail + len(vectors)
+        if n_tail <= Tail.CAPACITY:
+            tail = self._tail.append(self._n_tail, vectors, codes)
+            return self._changed(**changes, _tail=tail, _n_tail=n_tail)
+        vectors = np.concatenate([self._tail.vectors[: self._n_tail], vectors])
+        codes = np.concatenate([self._tail.codes[: self._n_tail], codes])
+        positions = np.arange(n_items - n_tail, n_items, dtype=np.int32)
+        live = flags[positions] != 0
+        latest = self._sort_items(vectors[live], codes[live], positions[live])
+        segments = self._merge_into((*self._segments, latest), flags)
+        tail = Tail(self.embedding_dim, self.sparsity)
+        return self._changed(**changes, _segments=segments, _tail=tail, _n_tail=0)
 
+    @staticmethod
+    def _merge_into(segments: tuple[Segment, ...], flags: np.ndarray) -> tuple[Segment, ...]:
+        """Merge the last segments as long as the one before is not much larger than they are."""
+        from hqsearch.search.segments import Segment
 
-def _over_slices(run, codes: np.ndarray, n_jobs: int | None) -> list:
-    """Call `run` on slices of the queries, ordered by their first leaf so that a slice shares leaves."""
-    n_queries = len(codes)
-    if n_queries <= 1:
-        return [run(np.arange(n_queries))] if n_queries else []
-    order = np.argsort(codes[:, 0], kind="stable")
-    slices = [order[i : i + _SLICE] for i in range(0, n_queries, _SLICE)]
-    from joblib import Parallel, delayed, effective_n_jobs
+        first = len(segments) - 1
+        n_rows = segments[first].n_rows
+        while first > 0 and segments[first - 1].n_rows < _MERGE_RATIO * n_rows:
+            first -= 1
+            n_rows += segments[first].n_rows
+        if first == len(segments) - 1:
+            return segments
+        merged = Segment.merge(segments[first:], flags)
+        return segments[:first] if merged is None else (*segments[:first], merged)
 
-    if len(slices) == 1 or effective_n_jobs(n_jobs) == 1:
-        return [run(piece) for piece in slices]
-    return Parallel(n_jobs=n_jobs, prefer="threads")(delayed(run)(piece) for piece in slices)
+    def remove(self, positions: np.ndarray) -> LeafTable:
+        """Take items out; their positions stay vacant, and no other item is renumbered.
+
+        Parameters
+        ----------
+        positions : array-like of shape (n_removed,), dtype int64
+            Positions of live items; one that is listed twice is removed once.
+
+        Returns
+        -------
+        table : LeafTable
+            A table without them. This one stays as it is.
+
+        Raises
+        ------
+        ValueError
+            If a position was never given or is removed already.
+        """
+        from hqsearch.search.segments import Segment
+
+        positions = check_removal(positions, self._live_flags, self.n_items)
+        flags = self._live_flags.copy()
+        flags[positions] = 0
+        segments = []
+        for segment in self._segments:
+            rest = segment.without(positions)
+            # A segment that is mostly holes is written anew: searches need not skip them for ever.
+            mostly_holes = rest is not segment and 2 * rest.n_live < rest.n_rows
+            packed = Segment.merge((rest,), flags) if mostly_holes else rest
+            if packed is not None:
+                segments.append(packed)
+        return self._changed(
+            n_live_items=self.n_live_items - positions.size, _live_flags=flags, _segments=tuple(segments)
+        )
+
+    def compact(self) -> LeafTable:
+        """Store the live items in one piece and renumber them 0, 1, 2, ... in the order of `live_positions`.
+
+        Returns
+        -------
+        table : LeafTable
+            A table without vacant positions. This one stays as it is.
+        """
+        from hqsearch.search.segments import Segment
+
+        segments = self._directory.segments
+        merged = Segment.merge(segments, self._live_flags) if segments else None
+        if merged is not None:
+            new_position = np.cumsum(self._live_flags[: self.n_items], dtype=np.int32) - 1
+            merged = replace(merged, positions=new_position[merged.positions])
+        return self._changed(
+            n_items=self.n_live_items,
+            _segments=() if merged is None else (merged,),
+            _tail=Tail(self.embedding_dim, self.sparsity),
+            _n_tail=0,
+            _live_flags=np.ones(self.n_live_items, dtype=np.uint8),
+        )

@@ -54,7 +54,7 @@ def test_equal_vectors_have_equal_distances_wherever_they_lie(cases):
 
 @pytest.mark.parametrize("n_jobs", [1, 2, 3])
 def test_results_do_not_depend_on_threads_or_on_how_queries_are_split(cases, n_jobs, monkeypatch):
-    monkeypatch.setattr("hqsearch.search.table._SLICE", 7)
+    monkeypatch.setattr("hqsearch.search.batches._SLICE", 7)
     rng = np.random.default_rng(2)
     case = cases.make(3, n_items=900, n_queries=40, embedding_dim=19, sparsity=2)
     case.vectors = rng.normal(size=case.vectors.shape).astype(np.float32)
