@@ -88,6 +88,13 @@ class Tail:
         self.used = 0
         self.lock = threading.Lock()
 
+    def __getstate__(self) -> dict:
+        return {name: value for name, value in self.__dict__.items() if name != "lock"}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)
+        self.lock = threading.Lock()
+
     def append(self, seen: int, vectors: np.ndarray, codes: np.ndarray) -> Tail:
         """Write items after the first `seen` ones: here, or in a copy when another table wrote there."""
         with self.lock:
