@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hqsearch.search.checks import PROBINGS, check_allowed, check_exclude, check_queries
+from hqsearch.search.checks import check_allowed, check_exclude, check_probing, check_queries
 from hqsearch.search.results import RadiusResult, SearchResult, SearchStats
 
 if TYPE_CHECKING:
@@ -15,24 +16,27 @@ if TYPE_CHECKING:
 # Queries of one task: enough to share leaves, few enough to stay in the caches and to spread over threads.
 _SLICE = 2048
 _NO_MASK = np.empty(0, dtype=np.uint8)
+_NO_SKIP = np.full(1, -1, dtype=np.int64)
+_ONE_QUERY = np.zeros(1, dtype=np.int64)
 
 
 class _Batch:
     """One call's validated arguments, and the arrays of the table in the order that the kernels take them."""
 
     def __init__(self, table: LeafTable, queries, level_scores, codes, n_probes, probing, exclude, allowed):
-        if probing not in PROBINGS:
-            raise ValueError(f"Expected probing to be one of {PROBINGS}, got {probing!r}")
+        check_probing(probing)
         self.queries, self.level_scores, self.codes = check_queries(queries, level_scores, codes, table)
         self.directory = directory = table._directory
+        self.leaves = table._leaf_arrays
         n_queries = len(self.queries)
         flags = table._live_flags
         if allowed is None:
             self.keep = _NO_MASK if table.n_live_items == table.n_items else flags
-            cell_live, n_items = directory.cell_live, table.n_live_items
+            n_items = table.n_live_items
         else:
             self.keep = flags = check_allowed(allowed, table.n_items) & flags[: table.n_items]
-            cell_live, n_items = directory.count_kept(flags), int(np.count_nonzero(flags))
+            n_items = int(np.count_nonzero(flags))
+            self.leaves = (*self.leaves[:3], directory.count_kept(flags), *self.leaves[4:])
         self.n_items = n_items * n_queries
         if exclude is None:
             self.skipped = own_cell = np.full(n_queries, -1, dtype=np.int64)
@@ -43,14 +47,9 @@ class _Batch:
             self.skipped = np.where(counts, skipped, -1)
             own_cell = directory.cells_of(self.skipped)
             self.n_items -= int(np.count_nonzero(counts))
-        tree = table._tree
-        shared = table.sparsity > 1 or self.codes.shape[1] > 1
         self.queried = (self.codes, self.level_scores, own_cell)
-        self.rules = (-1 if n_probes is None else n_probes, probing == "lexicographic")
-        self.leaves = (
-            directory.leaf_ids, directory.leaf_start, directory.leaf_cells, cell_live,
-            tree.child_start, tree.digit, tree.level_start, shared,
-        )  # fmt: skip
+        shared = table.sparsity > 1 or self.codes.shape[1] > 1
+        self.rules = (-1 if n_probes is None else n_probes, probing == "lexicographic", shared)
 
     def pairs(self, order: np.ndarray, n_neighbors: int):
         """Plan a slice; return its pairs sorted by cell and the plan's totals."""
@@ -62,16 +61,18 @@ class _Batch:
 
     def stats(self, totals) -> SearchStats:
         """Add up the totals of the slices' plans; refuse level scores that a plan could not use."""
-        opened, empty, candidates, broken = np.sum([np.zeros(4, dtype=np.int64), *totals], axis=0).tolist()
+        columns = np.array([(0,) * 4, *totals])
+        opened, empty, candidates, _ = columns.sum(axis=0).tolist()
+        broken = columns[:, 3].max()
         if broken:
-            raise ValueError("Input level_scores contains NaN or infinity.")
+            refuse_numbers(broken)
         return SearchStats(len(self.queries), opened, empty, candidates, candidates, self.n_items)
 
     def over_slices(self, run, n_jobs: int | None) -> list:
         """Call `run` on slices of the queries, ordered by their leaves so that a slice shares leaves."""
         n_queries = len(self.queries)
         if n_queries <= 1:
-            return [run(np.arange(n_queries))] if n_queries else []
+            return [run(_ONE_QUERY)] if n_queries else []
         codes = self.codes
         order = np.lexsort(codes.T[::-1]) if codes.shape[1] > 1 else np.argsort(codes[:, 0], kind="stable")
         slices = [order[i : i + _SLICE] for i in range(0, n_queries, _SLICE)]
@@ -82,6 +83,13 @@ class _Batch:
         return Parallel(n_jobs=n_jobs, prefer="threads")(delayed(run)(piece) for piece in slices)
 
 
+def refuse_numbers(broken: int) -> None:
+    """Raise for the argument in which the engine found NaN or infinity."""
+    name = "level_scores" if broken == _kernels().BAD_SCORES else "queries"
+    raise ValueError(f"Input {name} contains NaN or infinity.")
+
+
+@cache
 def _kernels() -> Any:
     """Import the compiled engine; mypy would take its dispatchers for functions of no arguments."""
     from hqsearch.search import engine
@@ -89,12 +97,26 @@ def _kernels() -> Any:
     return engine
 
 
-def _arrays(segment):
-    """List the arrays of a segment in the order that the scoring kernels take them."""
-    return (
-        segment.plain, segment.encoded, segment.kind, segment.low, segment.step,
-        segment.cell_start, segment.positions,
+def _search_alone(
+    table: LeafTable, queries, level_scores, codes, n_neighbors, n_probes, lexicographic
+) -> SearchResult:
+    """Answer one query on a table of one segment, as `search_batch` would.
+
+    The kernel takes about 5 microseconds: making a batch of one query would double that.
+    """
+    distances = np.empty((1, n_neighbors), dtype=np.float32)
+    positions = np.empty((1, n_neighbors), dtype=np.int64)
+    totals, n_found = _kernels().search_slice(
+        queries, _ONE_QUERY, _NO_SKIP, codes, level_scores, _NO_SKIP, n_neighbors,
+        -1 if n_probes is None else n_probes, lexicographic, table.sparsity > 1 or codes.shape[1] > 1,
+        *table._leaf_arrays, *table._directory.segments[0].kernel_arrays,
+        _NO_MASK if table.n_live_items == table.n_items else table._live_flags, distances, positions,
     )  # fmt: skip
+    opened, empty, candidates, broken = totals.tolist()
+    if broken:
+        refuse_numbers(broken)
+    stats = SearchStats(1, opened, empty, candidates, candidates, table.n_live_items)
+    return SearchResult(distances, positions, stats, n_found)
 
 
 def search_batch(
@@ -102,6 +124,12 @@ def search_batch(
 ) -> SearchResult:
     """Answer `LeafTable.search`, whose parameters these are."""
     engine = _kernels()
+    if exclude is None and allowed is None and len(table._directory.segments) == 1:
+        checked = check_queries(queries, level_scores, codes, table)
+        if len(checked[0]) == 1:
+            check_probing(probing)
+            return _search_alone(table, *checked, n_neighbors, n_probes, probing == "lexicographic")
+        queries, level_scores, codes = checked
     batch = _Batch(table, queries, level_scores, codes, n_probes, probing, exclude, allowed)
     distances = np.empty((len(batch.queries), n_neighbors), dtype=np.float32)
     positions = np.empty((len(batch.queries), n_neighbors), dtype=np.int64)
@@ -111,10 +139,10 @@ def search_batch(
         if len(segments) == 1:
             return engine.search_slice(
                 batch.queries, order, batch.skipped, *batch.queried, n_neighbors, *batch.rules, *batch.leaves,
-                *_arrays(segments[0]), batch.keep, distances, positions,
+                *segments[0].kernel_arrays, batch.keep, distances, positions,
             )  # fmt: skip
         pair_query, pair_cell, totals = batch.pairs(order, n_neighbors)
-        taken, skipped = engine.take_rows(batch.queries, batch.skipped, order)
+        taken, skipped = engine.take_rows(batch.queries, batch.skipped, order, totals)
         keys = np.full(order.size * n_neighbors, engine.EMPTY_KEY, dtype=np.int64)
         for first, segment in zip(batch.directory.first_cell, segments, strict=True):
             lo, hi = np.searchsorted(pair_cell, (first, first + segment.n_cells))
@@ -126,7 +154,7 @@ def search_batch(
                 lo,
                 hi,
                 first,
-                *_arrays(segment),
+                *segment.kernel_arrays,
                 batch.keep,
                 keys,
                 n_neighbors,
@@ -149,7 +177,7 @@ def radius_batch(
 
     def run(order):
         pair_query, pair_cell, totals = batch.pairs(order, 0)
-        taken, skipped = engine.take_rows(batch.queries, batch.skipped, order)
+        taken, skipped = engine.take_rows(batch.queries, batch.skipped, order, totals)
         found = [(order[:0], np.empty(0, dtype=np.float32), np.empty(0, dtype=np.int32))]
         for first, segment in zip(batch.directory.first_cell, batch.directory.segments, strict=True):
             lo, hi = np.searchsorted(pair_cell, (first, first + segment.n_cells))
@@ -162,7 +190,7 @@ def radius_batch(
                 lo,
                 hi,
                 first,
-                *_arrays(segment),
+                *segment.kernel_arrays,
                 batch.keep,
             )
             found.append((order[places], *rest))

@@ -61,7 +61,7 @@ def check_items(vectors, codes, table: LeafTable) -> tuple[np.ndarray, np.ndarra
 def check_queries(
     queries, level_scores, codes, table: LeafTable
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Validate queries; return contiguous float32, float32 and int64 arrays."""
+    """Validate queries but for NaN and infinity, which the engine finds while it reads them."""
     queries = np.ascontiguousarray(queries, dtype=np.float32)
     if queries.ndim != 2 or queries.shape[1] != table.embedding_dim:
         raise ValueError(f"Expected queries of shape (n_queries, {table.embedding_dim}), got {queries.shape}")
@@ -72,8 +72,6 @@ def check_queries(
     codes = np.ascontiguousarray(codes, dtype=np.int64)
     if codes.ndim != 2 or len(codes) != len(queries) or codes.shape[1] == 0:
         raise ValueError(f"Expected codes of shape ({len(queries)}, sparsity >= 1), got {codes.shape}")
-    if not np.isfinite(queries).all():
-        raise ValueError("Input queries contains NaN or infinity.")
     return queries, level_scores, codes
 
 
@@ -112,6 +110,12 @@ def check_removal(positions, live_flags: np.ndarray, n_items: int) -> np.ndarray
     if gone.size:
         raise ValueError(f"Expected positions of live items, but {gone[:5].tolist()} were removed already")
     return positions
+
+
+def check_probing(probing: str) -> None:
+    """Validate the name of an order of leaves."""
+    if probing not in PROBINGS:
+        raise ValueError(f"Expected probing to be one of {PROBINGS}, got {probing!r}")
 
 
 def check_count(name: str, value) -> int:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from hqsearch.search.probing import plan_search, sort_pairs
+from hqsearch.search.probing import BAD_SCORES, plan_search, sort_pairs
 from hqsearch.search.radius import collect_pairs
 from hqsearch.search.scoring import score_pairs
 from hqsearch.search.topk import EMPTY_KEY, finish_rows
 
 __all__ = [
+    "BAD_QUERY",
+    "BAD_SCORES",
     "EMPTY_KEY",
     "collect_pairs",
     "finish_rows",
@@ -21,23 +23,34 @@ __all__ = [
     "take_rows",
 ]
 
+BAD_QUERY = BAD_SCORES + 1
+
 
 @njit(cache=True, nogil=True)
-def take_rows(queries, skipped, order):
-    """Copy the task's queries side by side: read at once they miss the caches together, not one by one."""
+def take_rows(queries, skipped, order, totals):
+    """Copy the task's queries side by side: read at once they miss the caches together, not one by one.
+
+    Sets ``totals[3]`` to `BAD_QUERY` when one of them holds NaN or infinity.
+    """
+    largest = np.float32(np.finfo(np.float32).max)
+    n_bad = 0
     taken = np.empty((order.size, queries.shape[1]), dtype=np.float32)
     taken_skipped = np.empty(order.size, dtype=np.int64)
     for place in range(order.size):
         taken_skipped[place] = skipped[order[place]]
         for j in range(queries.shape[1]):
-            taken[place, j] = queries[order[place], j]
+            value = queries[order[place], j]
+            n_bad += not abs(value) <= largest
+            taken[place, j] = value
+    if n_bad > 0:
+        totals[3] = BAD_QUERY
     return taken, taken_skipped
 
 
 @njit(cache=True, nogil=True)
 def search_slice(
     queries, order, skipped, codes, level_scores, own_cell, n_neighbors, n_probes, lexicographic,
-    leaf_ids, leaf_start, leaf_cells, cell_live, child_start, digit, level_start, shared,
+    shared, leaf_ids, leaf_start, leaf_cells, cell_live, child_start, digit, level_start,
     plain, encoded, kind, low, step, cell_start, positions, keep, out_distances, out_positions,
 ):  # fmt: skip
     """Answer the queries named by `order` on a table of one segment.
@@ -46,13 +59,13 @@ def search_slice(
     `out_positions` are written. Returns `plan_search`'s totals and the least number of neighbours found.
     """
     pair_query, pair_cell, totals = plan_search(
-        order, codes, level_scores, own_cell, n_neighbors, n_probes, lexicographic,
-        leaf_ids, leaf_start, leaf_cells, cell_live, child_start, digit, level_start, shared,
+        order, codes, level_scores, own_cell, n_neighbors, n_probes, lexicographic, shared,
+        leaf_ids, leaf_start, leaf_cells, cell_live, child_start, digit, level_start,
     )  # fmt: skip
+    taken, taken_skipped = take_rows(queries, skipped, order, totals)
     if totals[3] != 0:
         return totals, 0
     pair_query, pair_cell = sort_pairs(pair_query, pair_cell, cell_live.size)
-    taken, taken_skipped = take_rows(queries, skipped, order)
     keys = np.full(order.size * n_neighbors, EMPTY_KEY, dtype=np.int64)
     score_pairs(
         taken, taken_skipped, pair_query, pair_cell, 0, pair_query.size, 0,

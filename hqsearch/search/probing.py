@@ -12,6 +12,8 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
+BAD_SCORES = 1
+
 
 class PrefixTree(NamedTuple):
     """Prefixes of the occupied leaves, level by level: node 0 is the root, the leaves are the last nodes.
@@ -152,8 +154,8 @@ def find_leaf(leaf_ids, leaf_id):
 
 @njit(cache=True, nogil=True)
 def plan_search(
-    order, codes, level_scores, own_cell, n_neighbors, n_probes, lexicographic,
-    leaf_ids, leaf_start, leaf_cells, cell_live, child_start, digit, level_start, shared,
+    order, codes, level_scores, own_cell, n_neighbors, n_probes, lexicographic, shared,
+    leaf_ids, leaf_start, leaf_cells, cell_live, child_start, digit, level_start,
 ):  # fmt: skip
     """Choose each query's leaves and list the cells they hold, each once.
 
@@ -173,21 +175,21 @@ def plan_search(
         Leaves to open at least; -1 stands for the query's own leaves.
     lexicographic : bool
         Whether further leaves come parent by parent instead of by the sum of level scores.
+    shared : bool
+        Whether a cell can lie in several leaves.
     leaf_ids, leaf_start, leaf_cells : ndarray
         Occupied leaves, ascending, and the cells of each as a CSR structure.
     cell_live : ndarray of shape (n_cells,), dtype int32
         Items of each cell that may be returned. Leaves without any are passed by as if they did not exist.
     child_start, digit, level_start : ndarray
         The leaves' `PrefixTree`.
-    shared : bool
-        Whether a cell can lie in several leaves.
 
     Returns
     -------
     pair_query, pair_cell : ndarray of shape (n_pairs,), dtype int32
         Places in `order`, ascending, and the cells to score for each.
     totals : ndarray of shape (4,), dtype int64
-        Leaves opened, empty leaves, candidates, and 1 when a needed level score was not finite.
+        Leaves opened, empty leaves, candidates, and `BAD_SCORES` when a needed level score was not finite.
     """
     n_planned, sparsity = order.size, codes.shape[1]
     n_levels, branching_factor = level_scores.shape[1], level_scores.shape[2]
@@ -235,7 +237,7 @@ def plan_search(
                         for bucket in range(branching_factor):
                             score = np.float64(level_scores[query, level, bucket])
                             if not np.isfinite(score):
-                                totals[3] = 1
+                                totals[3] = BAD_SCORES
                             best_scores[level] = max(best_scores[level], score)
                     if totals[3] != 0:
                         return pair_query[:0], pair_cell[:0], totals
@@ -308,6 +310,8 @@ def plan_search(
 def sort_pairs(pair_query, pair_cell, n_cells):
     """Sort pairs by cell; the pairs of a cell stay in the order of their queries."""
     n_pairs = pair_cell.size
+    if n_pairs <= 1:
+        return pair_query, pair_cell
     if n_pairs <= 64 or n_cells > 16 * n_pairs:
         joint = np.empty(n_pairs, dtype=np.int64)
         for i in range(n_pairs):

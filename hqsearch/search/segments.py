@@ -150,22 +150,20 @@ class Segment:
         inverse = self.__dict__.get("_row_of")
         return sum(array.nbytes for array in arrays) + (0 if inverse is None else inverse.nbytes)
 
-    @property
-    def kind(self) -> int:
-        """How `packed` is to be read: `blocks.PLAIN`, `FLOAT16` or `INT8`."""
-        return {np.float32: blocks.PLAIN, np.uint16: blocks.FLOAT16, np.uint8: blocks.INT8}[
-            self.packed.dtype.type
-        ]
-
     @cached_property
-    def plain(self) -> np.ndarray:
-        """`packed` as float32, empty for other storages: kernels take one type for each argument."""
-        return self.packed if self.kind == blocks.PLAIN else np.empty(0, dtype=np.float32)
+    def kernel_arrays(self) -> tuple:
+        """What the scoring kernels read of a segment, in the order of their parameters.
 
-    @cached_property
-    def encoded(self) -> np.ndarray:
-        """`packed` as bytes, empty for float32 storage."""
-        return np.empty(0, dtype=np.uint8) if self.kind == blocks.PLAIN else self.packed.view(np.uint8)
+        Kernels take one type for each parameter: float32 vectors come as such beside no bytes,
+        encoded ones as bytes beside no floats, and the third entry says which (`blocks.PLAIN`,
+        `FLOAT16` or `INT8`).
+        """
+        raw_dtypes: list[type] = list(blocks.RAW_DTYPES)
+        kind = raw_dtypes.index(self.packed.dtype.type)
+        plain, encoded = self.packed, np.empty(0, dtype=np.uint8)
+        if kind != blocks.PLAIN:
+            plain, encoded = np.empty(0, dtype=np.float32), self.packed.view(np.uint8)
+        return plain, encoded, kind, self.low, self.step, self.cell_start, self.positions
 
     @cached_property
     def _row_of(self) -> np.ndarray:
@@ -195,7 +193,7 @@ class Segment:
             return self
         changed = replace(self, cell_live=self.cell_live - gone)
         # Views and inverses depend on the stored rows alone: share those that exist already.
-        for name in ("plain", "encoded", "_row_of", "first_position"):
+        for name in ("kernel_arrays", "_row_of", "first_position"):
             if name in self.__dict__:
                 changed.__dict__[name] = self.__dict__[name]
         return changed
@@ -206,6 +204,10 @@ class Segment:
         rows = np.empty(self.n_rows * embedding_dim, dtype=self.packed.dtype)
         blocks.unpack(self.packed, self.cell_start, embedding_dim, rows)
         return rows.reshape(self.n_rows, embedding_dim)
+
+    def vectors(self) -> np.ndarray:
+        """Row-major float32 copy of the vectors, (n_rows, embedding_dim), in cell order."""
+        return blocks.decode(self.raw_rows(), self.low, self.step)
 
     def row_codes(self) -> np.ndarray:
         """Leaves of each row, (n_rows, sparsity), ascending within a row."""

@@ -170,6 +170,12 @@ class LeafTable:
 
         return PrefixTree.build(self._directory.leaf_ids, self.branching_factor, self.n_levels)
 
+    @cached_property
+    def _leaf_arrays(self) -> tuple[np.ndarray, ...]:
+        """What a plan reads of the leaves, in the order of its parameters."""
+        leaves = self._directory
+        return (leaves.leaf_ids, leaves.leaf_start, leaves.leaf_cells, leaves.cell_live, *self._tree)
+
     def _tail_segment(self) -> Segment | None:
         """Sort the live items of the tail, if there are any."""
         first = self.n_items - self._n_tail
@@ -246,6 +252,23 @@ class LeafTable:
             What `compact` renumbers 0, 1, 2, ...
         """
         return np.flatnonzero(self._live_flags[: self.n_items])
+
+    def stored_vectors(self) -> tuple[np.ndarray, np.ndarray]:
+        """Live items as they are stored.
+
+        Returns
+        -------
+        positions : ndarray of shape (n_live_items,), dtype int64
+            Their positions, ascending.
+        vectors : ndarray of shape (n_live_items, embedding_dim), dtype float32
+            Their vectors, as rounded by the storage.
+        """
+        positions = self.live_positions()
+        vectors = np.empty((positions.size, self.embedding_dim), dtype=np.float32)
+        for segment in self._directory.segments:
+            live = self._live_flags[segment.positions] != 0
+            vectors[np.searchsorted(positions, segment.positions[live])] = segment.vectors()[live]
+        return positions, vectors
 
     # Searching
 

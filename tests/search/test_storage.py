@@ -107,3 +107,13 @@ def test_packing_can_be_undone(kind, n_rows):
     np.testing.assert_array_equal(segment.row_codes(), codes[segment.positions])
     merged = Segment.merge((segment,), np.ones(n_rows, np.uint8))
     np.testing.assert_array_equal(merged.packed, segment.packed)
+
+
+@pytest.mark.parametrize("storage", ["float32", "float16", "int8"])
+def test_stored_vectors_come_back_by_position(cases, storage):
+    case = cases.make(22, n_items=1500)
+    table = LeafTable.build(case.vectors[:1300], case.codes[:1300], **case.shape, storage=storage)
+    table = table.add(case.vectors[1300:], case.codes[1300:]).remove([0, 700, 1499])
+    positions, vectors = table.stored_vectors()
+    assert positions.tolist() == np.delete(np.arange(1500), [0, 700, 1499]).tolist()
+    np.testing.assert_allclose(vectors, case.vectors[positions], atol=0.02)
