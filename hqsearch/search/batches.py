@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from hqsearch.search.table import LeafTable
 
 # Queries of one task: enough to share leaves, few enough to stay in the caches and to spread over threads.
-_SLICE = 2048
+_SLICE, _MIN_SLICE = 2048, 128
 _NO_MASK = np.empty(0, dtype=np.uint8)
 _NO_SKIP = np.full(1, -1, dtype=np.int64)
 _ONE_QUERY = np.zeros(1, dtype=np.int64)
@@ -75,12 +76,19 @@ class _Batch:
             return [run(_ONE_QUERY)] if n_queries else []
         codes = self.codes
         order = np.lexsort(codes.T[::-1]) if codes.shape[1] > 1 else np.argsort(codes[:, 0], kind="stable")
-        slices = [order[i : i + _SLICE] for i in range(0, n_queries, _SLICE)]
-        from joblib import Parallel, delayed, effective_n_jobs
+        # joblib says how many threads (it knows its contexts and nesting), but starting and stopping its own
+        # takes 25 ms, longer than searching for tens of thousands of queries.
+        from joblib import effective_n_jobs
 
-        if len(slices) == 1 or effective_n_jobs(n_jobs) == 1:
+        n_threads = effective_n_jobs(n_jobs)
+        # Small batches too are spread over the threads.
+        size = min(_SLICE, max(_MIN_SLICE, -(-n_queries // (2 * n_threads))))
+        slices = [order[i : i + size] for i in range(0, n_queries, size)]
+        n_threads = min(len(slices), n_threads)
+        if n_threads == 1:
             return [run(piece) for piece in slices]
-        return Parallel(n_jobs=n_jobs, prefer="threads")(delayed(run)(piece) for piece in slices)
+        with ThreadPoolExecutor(n_threads) as threads:
+            return list(threads.map(run, slices))
 
 
 def refuse_numbers(broken: int) -> None:

@@ -7,7 +7,7 @@ from numba import njit
 
 from hqsearch.search.probing import BAD_SCORES, plan_search, sort_pairs
 from hqsearch.search.radius import collect_pairs
-from hqsearch.search.scoring import score_pairs
+from hqsearch.search.scoring import score_pairs, score_small_cells
 from hqsearch.search.topk import EMPTY_KEY, finish_rows
 
 __all__ = [
@@ -65,8 +65,13 @@ def search_slice(
     taken, taken_skipped = take_rows(queries, skipped, order, totals)
     if totals[3] != 0:
         return totals, 0
-    pair_query, pair_cell = sort_pairs(pair_query, pair_cell, cell_live.size)
     keys = np.full(order.size * n_neighbors, EMPTY_KEY, dtype=np.int64)
+    if shared:
+        pair_query, pair_cell = score_small_cells(
+            taken, taken_skipped, pair_query, pair_cell,
+            plain, encoded, kind, low, step, cell_start, positions, keep, keys, n_neighbors,
+        )  # fmt: skip
+    pair_query, pair_cell = sort_pairs(pair_query, pair_cell, cell_live.size)
     score_pairs(
         taken, taken_skipped, pair_query, pair_cell, 0, pair_query.size, 0,
         plain, encoded, kind, low, step, cell_start, positions, keep, keys, n_neighbors,

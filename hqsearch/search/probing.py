@@ -153,6 +153,28 @@ def find_leaf(leaf_ids, leaf_id):
 
 
 @njit(cache=True, nogil=True)
+def equal_rows(rows, first, second):
+    """Whether two rows of a matrix are equal."""
+    for i in range(rows.shape[1]):
+        if rows[first, i] != rows[second, i]:
+            return False
+    return True
+
+
+@njit(cache=True, nogil=True)
+def lengthen(array, n_free, n_used):
+    """Return `array`, or a copy of twice the length until `n_free` entries follow its first `n_used` ones."""
+    size = array.size
+    while size < n_used + n_free:
+        size *= 2
+    if size == array.size:
+        return array
+    longer = np.empty(size, dtype=array.dtype)
+    longer[:n_used] = array[:n_used]
+    return longer
+
+
+@njit(cache=True, nogil=True)
 def plan_search(
     order, codes, level_scores, own_cell, n_neighbors, n_probes, lexicographic, shared,
     leaf_ids, leaf_start, leaf_cells, cell_live, child_start, digit, level_start,
@@ -208,8 +230,29 @@ def plan_search(
     heap_sums = np.empty(0, dtype=np.float64)
     ranks = np.empty((0, 0), dtype=np.int64)
     best_scores = np.empty(0, dtype=np.float64)
+    repeatable = False
+    first_pair, last_listed, last_empty = 0, 0, np.int64(0)
     for place in range(n_planned):
         query = order[place]
+        if repeatable and equal_rows(codes, query, order[place - 1]):
+            # Queries of one class often have one code: the same cells, but for what they leave out.
+            n_repeated = n_pairs - first_pair
+            pair_query = lengthen(pair_query, n_repeated, n_pairs)
+            pair_cell = lengthen(pair_cell, n_repeated, n_pairs)
+            n_found = last_listed
+            for i in range(n_repeated):
+                cell = pair_cell[first_pair + i]
+                pair_query[n_pairs + i] = place
+                pair_cell[n_pairs + i] = cell
+                n_found -= own_cell[query] == cell
+            if n_found >= n_neighbors:
+                first_pair = n_pairs
+                n_pairs += n_repeated
+                totals[0] += sparsity
+                totals[1] += last_empty
+                totals[2] += n_found
+                continue
+        first_pair, n_listed, empty_before = n_pairs, 0, totals[1]
         n_opened = 0
         n_found = 0
         size = 0
@@ -285,24 +328,22 @@ def plan_search(
                         if seen[cell] == place:
                             continue
                         seen[cell] = place
-                    if n_pairs == capacity:
-                        capacity *= 2
-                        longer = np.empty(capacity, dtype=np.int32)
-                        longer[:n_pairs] = pair_query
-                        pair_query = longer
-                        longer = np.empty(capacity, dtype=np.int32)
-                        longer[:n_pairs] = pair_cell
-                        pair_cell = longer
+                    if n_pairs == pair_cell.size:
+                        pair_query, pair_cell = (
+                            lengthen(pair_query, 1, n_pairs),
+                            lengthen(pair_cell, 1, n_pairs),
+                        )
                     pair_query[n_pairs] = place
                     pair_cell[n_pairs] = cell
                     n_pairs += 1
-                    n_found += cell_live[cell]
-                    if own_cell[query] == cell:
-                        n_found -= 1
+                    n_listed += cell_live[cell]
+                    n_found += cell_live[cell] - (own_cell[query] == cell)
             if is_own and live == 0:
                 totals[1] += 1
         totals[0] += n_opened
         totals[2] += n_found
+        repeatable = n_probes < 0 and not walking
+        last_listed, last_empty = n_listed, totals[1] - empty_before
     return pair_query[:n_pairs], pair_cell[:n_pairs], totals
 
 

@@ -16,6 +16,8 @@ from hqsearch.search.topk import NO_ITEM, make_room, offer
 # Blocks scored before the running top-k looks at them: with more than one it sees few of their items.
 CHUNK_BLOCKS = 4
 CHUNK = CHUNK_BLOCKS * BLOCK
+# Cells of at most so many items are gathered into blocks when an item can lie in several leaves.
+SMALL_CELL = 24
 
 _1, _2, _3, _4 = np.uint64(1), np.uint64(2), np.uint64(3), np.uint64(4)
 _C1, _C2, _C3 = np.uint64(CHUNK), np.uint64(2 * CHUNK), np.uint64(3 * CHUNK)
@@ -166,6 +168,45 @@ def gather_block(
 
 
 @njit(cache=True, nogil=True)
+def score_chunk(
+    flat, dim, skipped, places, first_place, end_place, source, offset, widths, counts, n_blocks,
+    item_positions, first_position, distances, keys, n_neighbors, room,
+):  # fmt: skip
+    """Score a chunk for the queries ``places[first_place:end_place]``.
+
+    Its blocks lie `BLOCK` items apart; each is `widths[block]` wide, of which the first `counts[block]`
+    are items.
+    """
+    words = distances.view(np.int32)
+    at_place = first_place
+    while at_place < end_place:
+        n_scored = 4 if at_place + 4 <= end_place else 1
+        for block in range(n_blocks):
+            start = offset + block * dim * BLOCK
+            target = block * BLOCK
+            if n_scored == 4:
+                square_distances_4(
+                    flat, places[at_place] * dim, places[at_place + 1] * dim,
+                    places[at_place + 2] * dim, places[at_place + 3] * dim,
+                    dim, source, start, widths[block], distances, target,
+                )  # fmt: skip
+            else:
+                square_distances_1(
+                    flat, places[at_place] * dim, dim, source, start, widths[block], distances, target
+                )
+            for g in range(n_scored):
+                for lane in range(counts[block], BLOCK):
+                    words[g * CHUNK + target + lane] = NO_ITEM
+        for g in range(n_scored):
+            place = places[at_place + g]
+            offer(
+                words, g * CHUNK, n_blocks, item_positions, first_position,
+                skipped[place], keys, place * n_neighbors, n_neighbors, room,
+            )  # fmt: skip
+        at_place += n_scored
+
+
+@njit(cache=True, nogil=True)
 def score_pairs(
     queries, skipped, pair_query, pair_cell, first_pair, end_pair, first_cell,
     plain, encoded, kind, low, step, cell_start, positions, keep, keys, n_neighbors,
@@ -192,7 +233,6 @@ def score_pairs(
     dim = queries.shape[1]
     flat = queries.ravel()
     distances = np.empty(4 * CHUNK, dtype=np.float32)
-    words = distances.view(np.int32)
     room = make_room(CHUNK_BLOCKS)
     widths = np.empty(CHUNK_BLOCKS, dtype=np.int64)
     decoding = kind != PLAIN or keep.size > 0
@@ -224,38 +264,105 @@ def score_pairs(
                 source, offset, item_positions, first_position = scratch, 0, scratch_positions, 0
             else:
                 source, offset, item_positions, first_position = plain, row * dim, positions, row
-            pair = run
-            while n_items > 0 and pair < run_end:
-                n_scored = 4 if pair + 4 <= run_end else 1
-                for block in range(n_blocks):
-                    at = offset + block * block_size
-                    target = block * BLOCK
-                    if n_scored == 4:
-                        square_distances_4(
-                            flat, pair_query[pair] * dim, pair_query[pair + 1] * dim,
-                            pair_query[pair + 2] * dim, pair_query[pair + 3] * dim,
-                            dim, source, at, widths[block], distances, target,
-                        )  # fmt: skip
-                    else:
-                        square_distances_1(
-                            flat,
-                            pair_query[pair] * dim,
-                            dim,
-                            source,
-                            at,
-                            widths[block],
-                            distances,
-                            target,
-                        )
-                    for g in range(n_scored):
-                        for lane in range(widths[block], BLOCK):
-                            words[g * CHUNK + target + lane] = NO_ITEM
-                for g in range(n_scored):
-                    place = pair_query[pair + g]
-                    offer(
-                        words, g * CHUNK, n_blocks, item_positions, first_position,
-                        skipped[place], keys, place * n_neighbors, n_neighbors, room,
-                    )  # fmt: skip
-                pair += n_scored
+            if n_items > 0:
+                score_chunk(
+                    flat, dim, skipped, pair_query, run, run_end, source, offset, widths, widths, n_blocks,
+                    item_positions, first_position, distances, keys, n_neighbors, room,
+                )  # fmt: skip
             row += n_rows
         run = run_end
+
+
+@njit(cache=True, nogil=True)
+def repeats_cells(pair_query, pair_cell, first, after, n_listed, place):
+    """Whether query `place` has the pairs from `after` on, with the cells of those from `first` on."""
+    end = after + n_listed
+    if end > pair_query.size or pair_query[after] != place or pair_query[end - 1] != place:
+        return False
+    if end < pair_query.size and pair_query[end] == place:
+        return False
+    for i in range(n_listed):
+        if pair_cell[after + i] != pair_cell[first + i]:
+            return False
+    return True
+
+
+@njit(cache=True, nogil=True)
+def score_small_cells(
+    queries, skipped, pair_query, pair_cell,
+    plain, encoded, kind, low, step, cell_start, positions, keep, keys, n_neighbors,
+):  # fmt: skip
+    """Score the pairs of cells of at most `SMALL_CELL` items; return the others.
+
+    Codes that differ in one leaf make cells of a few items, which would leave most lanes of a block
+    empty. The small cells of consecutive queries that list the same ones are gathered into full blocks.
+    The parameters are those of `score_pairs`, but pairs come by query, and returned are those of larger
+    cells, by query.
+    """
+    dim = queries.shape[1]
+    flat = queries.ravel()
+    places = np.arange(queries.shape[0]).astype(np.int32)
+    distances = np.empty(4 * CHUNK, dtype=np.float32)
+    room = make_room(CHUNK_BLOCKS)
+    widths = np.full(CHUNK_BLOCKS, BLOCK, dtype=np.int64)
+    counts = widths.copy()
+    gathered = np.zeros(CHUNK_BLOCKS * dim * BLOCK + SLACK, dtype=np.float32)
+    gathered_positions = np.empty(CHUNK, dtype=np.int32)
+    scratch = np.zeros(dim * SMALL_CELL + SLACK, dtype=np.float32)
+    scratch_positions = np.empty(SMALL_CELL, dtype=np.int32)
+    kept_columns = np.empty(SMALL_CELL, dtype=np.int32)
+    large_query, large_cell = np.empty_like(pair_query), np.empty_like(pair_cell)
+    n_large = 0
+    first = 0
+    while first < pair_query.size:
+        end = first + 1
+        while end < pair_query.size and pair_query[end] == pair_query[first]:
+            end += 1
+        n_listed = end - first
+        first_place = pair_query[first]
+        end_place = first_place + 1
+        after = end
+        while repeats_cells(pair_query, pair_cell, first, after, n_listed, end_place):
+            end_place += 1
+            after += n_listed
+        n_items = 0
+        for pair in range(first, end):
+            cell = pair_cell[pair]
+            row, width = cell_start[cell], cell_start[cell + 1] - cell_start[cell]
+            if width > SMALL_CELL:
+                continue
+            if n_items + width > CHUNK:
+                counts[CHUNK_BLOCKS - 1] = n_items - (CHUNK_BLOCKS - 1) * BLOCK
+                score_chunk(
+                    flat, dim, skipped, places, first_place, end_place, gathered, 0, widths, counts,
+                    CHUNK_BLOCKS, gathered_positions, 0, distances, keys, n_neighbors, room,
+                )  # fmt: skip
+                counts[CHUNK_BLOCKS - 1] = BLOCK
+                n_items = 0
+            n_kept = gather_block(
+                plain, encoded, kind, low, step, row * dim, width, row, positions, keep,
+                scratch, scratch_positions, kept_columns,
+            )  # fmt: skip
+            for i in range(n_kept):
+                lane = n_items + i
+                gathered_positions[lane] = scratch_positions[i]
+                start = lane // BLOCK * dim * BLOCK + lane % BLOCK
+                for j in range(dim):
+                    gathered[start + j * BLOCK] = scratch[j * n_kept + i]
+            n_items += n_kept
+        if n_items > 0:
+            n_blocks = (n_items + BLOCK - 1) // BLOCK
+            counts[n_blocks - 1] = n_items - (n_blocks - 1) * BLOCK
+            score_chunk(
+                flat, dim, skipped, places, first_place, end_place, gathered, 0, widths, counts, n_blocks,
+                gathered_positions, 0, distances, keys, n_neighbors, room,
+            )  # fmt: skip
+            counts[n_blocks - 1] = BLOCK
+        for place in range(first_place, end_place):
+            for pair in range(first, end):
+                cell = pair_cell[pair]
+                if cell_start[cell + 1] - cell_start[cell] > SMALL_CELL:
+                    large_query[n_large], large_cell[n_large] = place, cell
+                    n_large += 1
+        first = after
+    return large_query[:n_large], large_cell[:n_large]
