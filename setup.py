@@ -14,11 +14,11 @@ EXTRAS = {
         "matplotlib>=3.8",
         "hypothesis>=6.100",
         "mypy>=1.10",
+        "pandas>=2.0",
         "pytest>=8.2",
         "pytest-xdist>=3.6",
         "ruff>=0.5",
         "setuptools>=69",
-        "wheel",
     ],
 }
 
@@ -41,6 +41,7 @@ setup(
         "networkx>=3.1",
         "numba>=0.60",
         "torch>=2.4",
+        "safetensors>=0.4",
     ],
     extras_require=EXTRAS,
     classifiers=[

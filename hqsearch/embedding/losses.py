@@ -32,7 +32,8 @@ def npairs_loss(
     Tensor of shape (...)
         The loss of each group.
     """
-    targets = same / same.sum(-1, keepdim=True)
+    targets = same.to(similarities.dtype)
+    targets = targets / targets.sum(-1, keepdim=True)
     cross_entropy = -(targets * similarities.log_softmax(-1)).sum(-1).mean(-1)
     norms = anchors.square().sum(-1).mean(-1) + positives.square().sum(-1).mean(-1)
     return cross_entropy + 0.25 * regularization * norms

@@ -38,9 +38,9 @@ class Standardize(nn.Module):
         axes = (0,) if X.ndim == 2 else (0, 2, 3)
         mean = X.mean(axis=axes, dtype=np.float64, keepdims=True)[0]
         scale = X.std(axis=axes, dtype=np.float64, keepdims=True)[0]
-        # The variance of a constant column is rounding noise of its mean, not exactly zero.
-        noise = 10 * np.finfo(np.float64).eps * np.abs(mean)
-        return cls(mean, np.where(scale > noise, scale, 1.0))
+        # The deviation of a constant column is the rounding of its mean, not exactly zero.
+        varies = X.min(axis=axes, keepdims=True)[0] < X.max(axis=axes, keepdims=True)[0]
+        return cls(mean, np.where(varies & (scale > 0), scale, 1.0))
 
     def forward(self, x: Tensor) -> Tensor:
         """Standardised float32 copy of x."""

@@ -1,0 +1,45 @@
+# Two commands matter to a newcomer: `make quickstart` and `make test`. Each installs what it needs into .venv.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
+
+.PHONY: quickstart test test-slow bench-flow bench-search bench-training bench-smoke examples clean
+
+quickstart: .venv/plot.stamp
+	$(BIN)/python examples/quickstart.py
+
+test: .venv/tests.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	OMP_NUM_THREADS=1 MPLBACKEND=Agg $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow"
+
+test-slow: .venv/tests.stamp
+	$(BIN)/python -m pytest -q -m slow
+
+bench-flow: .venv/bench.stamp
+	$(BIN)/python benchmarks/bench_flow.py
+
+bench-search: .venv/bench.stamp
+	$(BIN)/python benchmarks/bench_search.py
+
+bench-training: .venv/bench.stamp
+	$(BIN)/python benchmarks/bench_training.py
+
+# Each benchmark once at its smallest size: shows that it runs, says nothing about speed.
+bench-smoke: .venv/bench.stamp
+	for script in benchmarks/bench_*.py; do $(BIN)/python $$script --smallest || exit 1; done
+
+examples: .venv/plot.stamp
+	for script in examples/plot_*.py; do MPLBACKEND=Agg $(BIN)/python $$script || exit 1; done
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+.venv/%.stamp: setup.py constraints.txt | .venv/bin/python
+	$(INSTALL) --editable '.[$*]'
+	touch $@
+
+clean:
+	rm -rf .venv build dist *.egg-info quickstart.png

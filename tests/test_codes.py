@@ -1,0 +1,59 @@
+"""Level scores to codes: order, ties, sparse rows, and the scores kept for fitted items."""
+
+import numpy as np
+import pytest
+
+from hqsearch.codes import CellScores, code_matrix, greedy_codes
+
+
+def naive_codes(scores, sparsity):
+    n_levels, d = scores.shape
+    path = 0
+    for level in range(n_levels - 1):
+        best = max(range(d), key=lambda t: (scores[level, t], -t))
+        path = path * d + best
+    last = sorted(range(d), key=lambda t: (-scores[-1, t], t))[:sparsity]
+    return [path * d + t for t in last]
+
+
+@pytest.mark.parametrize(("n_levels", "d", "sparsity"), [(1, 1, 1), (1, 6, 6), (2, 5, 1), (3, 4, 2)])
+@pytest.mark.parametrize("tied", [False, True])
+def test_codes_are_greedy_paths_with_ties_to_the_lower_bucket(n_levels, d, sparsity, tied):
+    rng = np.random.default_rng(0)
+    shape = (50, n_levels, d)
+    scores = rng.integers(0, 3, shape).astype(float) if tied else rng.normal(size=shape)
+    expected = [naive_codes(item, sparsity) for item in scores]
+    np.testing.assert_array_equal(greedy_codes(scores, sparsity), expected)
+
+
+def test_bucket_ids_pass_32_bits():
+    scores = np.zeros((1, 4, 1000), dtype=np.float32)
+    scores[:, :, -1] = 1
+    assert greedy_codes(scores, 1)[0, 0] == 1000**4 - 1
+
+
+@pytest.mark.parametrize("sparsity", [0, 5])
+def test_a_sparsity_out_of_range_is_refused(sparsity):
+    with pytest.raises(ValueError, match=f"sparsity = {sparsity}, branching_factor = 4"):
+        greedy_codes(np.zeros((2, 2, 4)), sparsity)
+
+
+def test_code_rows_hold_a_one_for_each_leaf():
+    codes = np.array([[5, 2], [0, 7]])
+    np.testing.assert_array_equal(
+        code_matrix(codes, 8).toarray(), [[0, 0, 1, 0, 0, 1, 0, 0], [1, 0, 0, 0, 0, 0, 0, 1]]
+    )
+
+
+def test_items_of_one_cell_get_its_mean_scores_and_its_codes_best_first():
+    scores = np.array(
+        [[[1, 0, 0], [0, 2, 4]], [[3, 0, 0], [0, 6, 2]], [[0, 0, 5], [1, 0, 0]]], dtype=np.float32
+    )
+    codes = greedy_codes(scores, 2)
+    np.testing.assert_array_equal(codes, [[2, 1], [1, 2], [6, 7]])
+    cells = CellScores(codes, scores)
+    found_scores, found_codes = cells.of(np.array([1, 0, 2]))
+    np.testing.assert_array_equal(found_scores[0], [[2, 0, 0], [0, 4, 3]])
+    np.testing.assert_array_equal(found_scores[1], found_scores[0])
+    np.testing.assert_array_equal(found_scores[2], scores[2])
+    np.testing.assert_array_equal(found_codes, [[1, 2], [1, 2], [6, 7]])
