@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from numbers import Integral, Real
 from typing import Any
@@ -500,6 +501,89 @@ class HierarchicalHashEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin,
                 f"{self._input_shape} as input."
             )
         return X
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Save the fitted encoder as a folder of plain files, without pickle.
+
+        The folder holds `manifest.json` (parameters, versions, the checksum of every file) and a data folder
+        with arrays and `weights.safetensors`. One that is there already is replaced in one step: whoever is
+        killed meanwhile leaves the old or the new one.
+
+        Parameters
+        ----------
+        path : path-like
+            The folder: a new one, an empty one, or one that `save` wrote.
+
+        Raises
+        ------
+        ValueError
+            If the encoder is not fitted, `path` is a file or a folder that holds something else, or labels
+            are objects other than strings. Nothing is written then.
+        OSError
+            If the disk refuses. What was there before is there still.
+
+        Warns
+        -----
+        UserWarning
+            If a parameter can be kept by pickle only. The loaded encoder has its default instead.
+
+        Notes
+        -----
+        A `memory` object is saved as its location. A network of your own is saved as its weights and its
+        import path; its code is not saved, see `load`.
+        """
+        from hqsearch.persistence import save_estimator
+
+        save_estimator(self, path)
+
+    @classmethod
+    def load(
+        cls, path: str | os.PathLike, *, network: Any = None, trusted: bool = False
+    ) -> HierarchicalHashEncoder:
+        """Load an encoder that `save` wrote; it gives the same bits as the one that was saved.
+
+        Every file is verified before it is used.
+
+        Parameters
+        ----------
+        path : path-like
+            The folder.
+        network : torch.nn.Module, type or callable, default=None
+            What makes the trunk where the encoder was fitted with a network of your own. For a module: its
+            class if it takes no arguments, a module of the same build, or a function of the shape of one
+            item. For a callable: the callable. The weights are filled in.
+        trusted : bool, default=False
+            Whether to import the network from the path that the folder names, if `network` is not given.
+            Importing runs code, so trust only your own folders.
+
+        Returns
+        -------
+        HierarchicalHashEncoder
+            The fitted encoder, on the device that its `device` names or, without it, on what there is.
+
+        Raises
+        ------
+        ValueError
+            If a file is missing, truncated, damaged or foreign, the format is newer than this package, or a
+            network of your own is neither given nor trusted. The message names the file.
+
+        Examples
+        --------
+        >>> import tempfile
+        >>> from sklearn.datasets import load_digits
+        >>> from hqsearch import HierarchicalHashEncoder
+        >>> X, y = load_digits(return_X_y=True)
+        >>> encoder = HierarchicalHashEncoder(metric_epochs=1, hash_epochs=1, random_state=0)
+        >>> encoder = encoder.fit(X[:200], y[:200])
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     encoder.save(f"{folder}/digits")
+        ...     loaded = HierarchicalHashEncoder.load(f"{folder}/digits")
+        >>> bool((loaded.encode(X[200:]) == encoder.encode(X[200:])).all())
+        True
+        """
+        from hqsearch.persistence import load_estimator
+
+        return load_estimator(cls, path, network=network, trusted=trusted)
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "_model")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import threading
 from numbers import Integral
 from operator import index as as_int
@@ -401,6 +402,106 @@ class HierarchicalHashIndex(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
             Distances that exhaustive search would have computed, over those computed.
         """
         return self.search_stats_.suf()
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Save the fitted index, encoder included, as a folder of plain files, without pickle.
+
+        The folder holds `manifest.json` (parameters, versions, the checksum of every file) and a data folder
+        with arrays and the encoder's own folder. One that is there already is replaced in one step: whoever
+        is killed meanwhile leaves the old or the new one, and processes that have mapped the old one keep it.
+
+        Parameters
+        ----------
+        path : path-like
+            The folder: a new one, an empty one, or one that `save` wrote.
+
+        Raises
+        ------
+        ValueError
+            If the index is not fitted, `path` is a file or a folder that holds something else, labels are
+            objects other than strings, or the encoder has no `save(path)` and `load(path)`. Nothing is
+            written then.
+        OSError
+            If the disk refuses. What was there before is there still.
+
+        Warns
+        -----
+        UserWarning
+            If a parameter can be kept by pickle only. The loaded estimator has its default instead.
+
+        Notes
+        -----
+        Positions stay as they are, vacant ones too. An encoder that is a parameter and not frozen is saved as
+        its parameters, and comes back unfitted. The counts of `search_stats_` are not saved.
+        """
+        from hqsearch.persistence import save_estimator
+
+        save_estimator(self, path)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike,
+        mmap_mode: str | None = None,
+        *,
+        verify: bool = False,
+        encoder: Any = None,
+        network: Any = None,
+        trusted: bool = False,
+    ) -> HierarchicalHashIndex:
+        """Load an index that `save` wrote; it gives the same bits as the one that was saved.
+
+        Parameters
+        ----------
+        path : path-like
+            The folder.
+        mmap_mode : {None, "r"}, default=None
+            None reads all files into memory and verifies all their checksums. "r" maps larger arrays, which
+            processes share and which are read when they are used. Of these, vectors and level scores are then
+            verified by size, dtype and shape; all other files by their checksums too.
+        verify : bool, default=False
+            Whether to verify the checksums of vectors and level scores with `mmap_mode="r"` too, which reads
+            them once.
+        encoder : type or fitted estimator, default=None
+            Class of the encoder, or the encoder itself, where it is not one of this package.
+        network : torch.nn.Module, type or callable, default=None
+            As in `HierarchicalHashEncoder.load`.
+        trusted : bool, default=False
+            Whether to import classes from the paths that the folder names, where they are not given.
+            Importing runs code, so trust only your own folders.
+
+        Returns
+        -------
+        HierarchicalHashIndex
+            The fitted index; its counts of searches begin at zero.
+
+        Raises
+        ------
+        ValueError
+            If a file is missing, truncated, damaged or foreign, the format is newer than this package, or a
+            class that is not of this package is neither given nor trusted. The message names the file.
+
+        Examples
+        --------
+        >>> import tempfile
+        >>> from sklearn.datasets import load_digits
+        >>> from hqsearch import HierarchicalHashEncoder, HierarchicalHashIndex
+        >>> X, y = load_digits(return_X_y=True)
+        >>> encoder = HierarchicalHashEncoder(metric_epochs=1, hash_epochs=1, random_state=0)
+        >>> index = HierarchicalHashIndex(encoder).fit(X[:200], y[:200])
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     index.save(f"{folder}/digits")
+        ...     loaded = HierarchicalHashIndex.load(f"{folder}/digits", mmap_mode="r")
+        >>> bool((loaded.kneighbors(X[200:])[1] == index.kneighbors(X[200:])[1]).all())
+        True
+        """
+        from hqsearch.persistence import load_estimator
+
+        index = load_estimator(
+            cls, path, mmap_mode=mmap_mode, verify=verify, encoder=encoder, network=network, trusted=trusted
+        )
+        index._counter = SearchCounter()
+        return index
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "_table")

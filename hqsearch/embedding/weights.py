@@ -1,0 +1,166 @@
+"""A trained model <-> its numbers and the bytes of a safetensors file."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from hqsearch.embedding.model import EmbeddingModel
+from hqsearch.embedding.networks import StageNetwork, Standardize, build_trunk
+from hqsearch.embedding.training import private_randomness
+
+_STAGES = ("metric_network", "hash_network")
+
+
+def pack_model(model: EmbeddingModel) -> tuple[dict[str, Any], bytes]:
+    """Take a trained model apart.
+
+    Parameters
+    ----------
+    model : EmbeddingModel
+        With both stages trained.
+
+    Returns
+    -------
+    structure : dict
+        The attributes that are not networks, as plain Python values.
+    weights : bytes
+        A safetensors file: the two stages as ``metric_network.*`` and ``hash_network.*``, and a module that
+        the user gave, as it was given, as ``network.*``.
+
+    Raises
+    ------
+    ValueError
+        If a module of the user's keeps something else than tensors in its `state_dict`.
+    """
+    structure = {
+        name: value for name, value in vars(model).items() if name not in _STAGES and name != "_network"
+    }
+    modules = {name: getattr(model, name) for name in _STAGES}
+    if isinstance(model._network, nn.Module):
+        modules["network"] = model._network
+    tensors = {}
+    for prefix, module in modules.items():
+        for name, value in module.state_dict().items():
+            if not isinstance(value, Tensor):
+                raise ValueError(
+                    f"Expected the state_dict of {type(module).__name__} to hold tensors only, but "
+                    f"{name} is a {type(value).__name__}."
+                )
+            # Copies: safetensors refuses tensors that share memory, as tied weights do.
+            tensors[f"{prefix}.{name}"] = value.detach().cpu().contiguous().clone()
+    return structure, safetensors.torch.save(tensors)
+
+
+def unpack_model(
+    structure: dict[str, Any],
+    weights: bytes,
+    *,
+    network: str | nn.Module | Callable,
+    is_module: bool,
+    input_shape: Sequence[int],
+) -> EmbeddingModel:
+    """Put a model together from what `pack_model` gave.
+
+    Parameters
+    ----------
+    structure : dict
+        As `pack_model` returns it.
+    weights : bytes
+        Likewise.
+    network : str, nn.Module or callable
+        What makes the trunk: the encoder's parameter; or, where that was a module, such a module (it is
+        copied), its class (called without arguments), or a function of `input_shape` that returns one.
+    is_module : bool
+        Whether the encoder's parameter was a module.
+    input_shape : sequence of int
+        Shape of one item.
+
+    Returns
+    -------
+    EmbeddingModel
+        On the device that its `device` names, or where that is gone, on what there is.
+
+    Raises
+    ------
+    ValueError
+        If the weights are not a safetensors file, or not those of this network.
+    """
+    try:
+        tensors = safetensors.torch.load(weights)
+    except SafetensorError as error:
+        raise ValueError(f"not a safetensors file: {error}") from error
+    model = EmbeddingModel.__new__(EmbeddingModel)
+    with private_randomness(0):
+        if is_module:
+            network = _make_module(network, input_shape)
+            _fill(network, _below("network", tensors))
+        stages = {name: _stage(_below(name, tensors), network, input_shape) for name in _STAGES}
+    # Both stages share these statistics from training on.
+    stages["hash_network"].standardize = stages["metric_network"].standardize
+    # The same way onto a device as a pickle takes.
+    model.__setstate__({**structure, **stages, "_network": network})
+    return model
+
+
+def _make_module(network: Any, input_shape: Sequence[int]) -> nn.Module:
+    if isinstance(network, nn.Module):
+        return copy.deepcopy(network)
+    try:
+        module = network() if isinstance(network, type) else network(tuple(input_shape))
+    except TypeError as error:
+        name = getattr(network, "__qualname__", repr(network))
+        raise ValueError(
+            f"network={name} can't make the module ({error}): pass a module of the same build, or a function "
+            "of the shape of one item that returns one."
+        ) from error
+    if not isinstance(module, nn.Module):
+        raise ValueError(f"Expected network to return a torch.nn.Module, got {type(module).__name__}.")
+    return module
+
+
+def _stage(tensors: dict[str, Tensor], network: Any, input_shape: Sequence[int]) -> StageNetwork:
+    n_out, n_in = _named(tensors, "head.weight").shape
+    stage = StageNetwork(
+        Standardize(
+            *(np.asarray(_named(tensors, f"standardize.{name}").numpy()) for name in ("mean", "scale"))
+        ),
+        build_trunk(network, input_shape, torch.Generator()),
+        nn.utils.skip_init(nn.Linear, n_in, n_out),
+    )
+    _fill(stage, tensors)
+    return stage.eval()
+
+
+def _named(tensors: dict[str, Tensor], name: str) -> Tensor:
+    if name not in tensors:
+        raise ValueError(f"there is no tensor {name}")
+    return tensors[name]
+
+
+def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    start = f"{prefix}."
+    return {name.removeprefix(start): value for name, value in tensors.items() if name.startswith(start)}
+
+
+def _fill(module: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Load a state that must fit exactly: torch would cast another dtype silently."""
+    for name, own in module.state_dict().items():
+        saved = tensors.get(name)
+        if saved is None or saved.shape != own.shape or saved.dtype != own.dtype:
+            came = "nothing" if saved is None else f"{saved.dtype} of shape {tuple(saved.shape)}"
+            raise ValueError(
+                f"{type(module).__name__} expects {name} to be {own.dtype} of shape {tuple(own.shape)}, but "
+                f"the weights hold {came}."
+            )
+    extra = sorted(tensors.keys() - module.state_dict().keys())
+    if extra:
+        raise ValueError(f"{type(module).__name__} has no place for the weights' {extra[0]}.")
+    module.load_state_dict(tensors)

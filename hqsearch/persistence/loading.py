@@ -1,0 +1,159 @@
+"""Folders -> fitted encoders and indexes."""
+
+from __future__ import annotations
+
+import copy
+import os
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from sklearn.frozen import FrozenEstimator
+from sklearn.utils.validation import check_is_fitted
+
+from hqsearch.persistence.files import WEIGHTS, DataReader
+from hqsearch.persistence.folder import MANIFEST, read_folder
+from hqsearch.persistence.import_paths import import_if_allowed
+from hqsearch.persistence.values import decode
+
+
+def load_estimator(
+    cls: type,
+    path: str | os.PathLike,
+    *,
+    mmap_mode: str | None = None,
+    verify: bool = False,
+    encoder: Any = None,
+    network: Any = None,
+    trusted: bool = False,
+) -> Any:
+    """Read an estimator that `save_estimator` wrote.
+
+    Parameters
+    ----------
+    cls : type
+        Its class.
+    path : path-like
+        The folder.
+    mmap_mode, verify, encoder, network, trusted
+        As in `HierarchicalHashIndex.load`.
+
+    Returns
+    -------
+    estimator
+        Fitted, of class `cls`.
+
+    Raises
+    ------
+    ValueError
+        If a file is missing, damaged or foreign, the folder holds another estimator or a newer format, or
+        something has to be imported that was neither given nor is trusted.
+    """
+    if mmap_mode not in (None, "r"):
+        raise ValueError(f"Expected mmap_mode to be None or 'r', got {mmap_mode!r}.")
+
+    def read(data: Path, manifest: dict[str, Any]) -> Any:
+        file = data.parent / MANIFEST
+        if manifest.get("estimator") != cls.__name__:
+            raise ValueError(f"Expected {file} to be of a {cls.__name__}, got {manifest.get('estimator')!r}.")
+        try:
+            reader = DataReader(data, manifest["files"], mapped=mmap_mode == "r", verify=verify)
+            return _Loader(file, reader, encoder, network, trusted).build(cls, manifest)
+        except (KeyError, TypeError, AttributeError, IndexError) as error:
+            raise ValueError(
+                f"{file} is foreign: it does not describe a {cls.__name__} ({error!r})."
+            ) from error
+
+    return read_folder(path, read)
+
+
+class _Loader:
+    """Puts one estimator together, with what the caller gave for what cannot be saved."""
+
+    def __init__(self, file: Path, reader: DataReader, encoder: Any, network: Any, trusted: bool):
+        self.file = file
+        self.reader = reader
+        self.encoder = encoder
+        self.network = network
+        self.trusted = trusted
+
+    def build(self, cls: type, manifest: dict[str, Any]) -> Any:
+        state = {name: self._attribute(value, manifest) for name, value in manifest["state"].items()}
+        estimator = cls(
+            **self._parameters(manifest["parameters"], state.get("encoder_"), state.get("_model"))
+        )
+        vars(estimator).update(state)
+        return estimator
+
+    def _attribute(self, saved: Any, manifest: dict[str, Any]) -> Any:
+        if isinstance(saved, dict) and "model" in saved:
+            structure, network = saved["model"]
+            input_shape = decode(manifest["state"]["_input_shape"], self.reader)
+            return self._model(structure, network, input_shape)
+        if isinstance(saved, dict) and "encoder" in saved:
+            return self._encoder(*saved["encoder"])
+        try:
+            return decode(saved, self.reader)
+        except ValueError as error:
+            # Checks of the arrays among each other don't know their files.
+            text = str(error)
+            raise error if str(self.reader.data) in text else ValueError(f"{self.file}: {text}") from error
+
+    def _model(self, structure: Any, network: Any, input_shape: tuple[int, ...]) -> Any:
+        from hqsearch.embedding import unpack_model
+
+        if isinstance(network, dict):
+            (path,) = network.values()
+            given = self.network
+            if given is None:
+                given = import_if_allowed(path, self.file, "network", trusted=self.trusted)
+        else:
+            given = network
+        weights = self.reader.blob(WEIGHTS)
+        try:
+            return unpack_model(
+                decode(structure, self.reader),
+                weights,
+                network=given,
+                is_module=isinstance(network, dict) and "module" in network,
+                input_shape=input_shape,
+            )
+        except ValueError as error:
+            raise ValueError(f"{self.reader.data / WEIGHTS} does not fit: {error}") from error
+
+    def _encoder(self, path: str, folder: str) -> Any:
+        """Load an encoder from its sub-folder, by the given class or one that may be imported."""
+        place = self.reader.verify_below(folder)
+        given = self.encoder
+        if isinstance(given, FrozenEstimator):
+            given = given.estimator
+        if given is not None and not isinstance(given, type):
+            check_is_fitted(given)
+            return given
+        if given is None:
+            given = import_if_allowed(path, self.file, "encoder", trusted=self.trusted)
+        return self._load_by(given, place)
+
+    def _load_by(self, cls: Any, place: Path) -> Any:
+        if issubclass(cls, import_module("hqsearch.encoder").HierarchicalHashEncoder):
+            return cls.load(place, network=self.network, trusted=self.trusted)
+        return cls.load(place)
+
+    def _parameters(self, saved: dict[str, Any], encoder: Any, model: Any) -> dict[str, Any]:
+        return {name: self._parameter(value, encoder, model) for name, value in saved.items()}
+
+    def _parameter(self, saved: Any, encoder: Any, model: Any) -> Any:
+        if not isinstance(saved, dict):
+            return decode(saved, self.reader)
+        ((kind, content),) = saved.items()
+        if kind == "network":
+            return model._network
+        if kind == "estimator":
+            return type(encoder)(**self._parameters(content, encoder, getattr(encoder, "_model", None)))
+        if kind == "frozen":
+            folder, changed = content
+            if folder == "encoder":
+                parameters = self._parameters(changed, encoder, None)
+                return FrozenEstimator(copy.copy(encoder).set_params(**parameters))
+            return FrozenEstimator(self._load_by(type(encoder), self.reader.verify_below(folder)))
+        return decode(saved, self.reader)

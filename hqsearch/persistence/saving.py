@@ -1,0 +1,168 @@
+"""Fitted encoders and indexes -> folders."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import platform
+import warnings
+from importlib import import_module, metadata
+from typing import Any
+
+from sklearn.base import BaseEstimator
+from sklearn.frozen import FrozenEstimator
+from sklearn.utils.validation import check_is_fitted
+
+from hqsearch.persistence.files import WEIGHTS, DataWriter
+from hqsearch.persistence.folder import write_folder
+from hqsearch.persistence.import_paths import import_path
+from hqsearch.persistence.values import UnsavableError, encode
+
+_PACKAGES = ("hqsearch", "numpy", "scipy", "scikit-learn", "numba", "torch", "safetensors")
+# Counts of searches begin anew, and metadata routing is configuration of a process, not of an index.
+_NOT_SAVED = ("_counter", "_metadata_request")
+
+
+def save_estimator(estimator: BaseEstimator, path: str | os.PathLike) -> None:
+    """Write a fitted estimator of this package into a folder, or replace the one that is there.
+
+    Parameters
+    ----------
+    estimator : estimator
+        A fitted encoder or index.
+    path : path-like
+        The folder.
+
+    Raises
+    ------
+    NotFittedError
+        A ValueError, if the estimator is not fitted.
+    ValueError
+        If `path` is a file or a folder that holds something else, or if an attribute cannot be saved without
+        pickle. Nothing is written then.
+    OSError
+        If the disk refuses. What was there before is there still.
+    """
+    check_is_fitted(estimator)
+    contents, writer = _take_apart(estimator)
+    write_folder(path, contents, writer.write)
+
+
+def _take_apart(estimator: Any) -> tuple[dict[str, Any], DataWriter]:
+    """Encode all before anything is written: what cannot be saved is refused here."""
+    writer = DataWriter()
+    names = estimator.get_params(deep=False)
+    # One copy of the attributes: another thread may change the estimator meanwhile.
+    attributes = dict(vars(estimator))
+    state = {
+        name: _encode_attribute(value, name, writer)
+        for name, value in attributes.items()
+        if name not in names and name not in _NOT_SAVED
+    }
+    fitted = attributes.get("encoder_", estimator)
+    contents = {
+        "estimator": type(estimator).__name__,
+        "packages": {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES},
+        "parameters": _encode_parameters(estimator, fitted, writer),
+        "state": state,
+    }
+    return contents, writer
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        # A copy of the source, not an installed package.
+        return "unknown"
+
+
+def _encode_attribute(value: Any, name: str, writer: DataWriter) -> Any:
+    if name == "_model" and type(value).__module__.startswith("hqsearch."):
+        from hqsearch.embedding import pack_model
+
+        structure, writer.blobs[WEIGHTS] = pack_model(value)
+        return {"model": [encode(structure, name, writer), _encode_network(value._network)]}
+    if name == "encoder_":
+        return {"encoder": [import_path(type(value)), _add_encoder(value, "encoder", writer)]}
+    return encode(value, name, writer)
+
+
+def _encode_network(network: Any) -> Any:
+    if isinstance(network, str):
+        return network
+    return (
+        {"module": import_path(type(network))} if _is_module(network) else {"callable": import_path(network)}
+    )
+
+
+def _is_module(network: Any) -> bool:
+    return hasattr(network, "state_dict") and not isinstance(network, type)
+
+
+def _add_encoder(encoder: Any, folder: str, writer: DataWriter) -> str:
+    """Have an encoder saved into a sub-folder; return its name."""
+    save, load = (getattr(type(encoder), name, None) for name in ("save", "load"))
+    if not callable(save) or not callable(load):
+        raise ValueError(
+            "Expected encoder to have a method save(path) and a classmethod load(path), as "
+            f"HierarchicalHashEncoder has, but {type(encoder).__name__} lacks them."
+        )
+    if save is import_module("hqsearch.encoder").HierarchicalHashEncoder.save:
+        # Taken apart now, so that what cannot be saved is refused before anything is written.
+        check_is_fitted(encoder)
+        contents, inner = _take_apart(encoder)
+        writer.folders[folder] = lambda path: write_folder(path, contents, inner.write)
+    else:
+        writer.folders[folder] = encoder.save
+    return folder
+
+
+def _encode_parameters(estimator: Any, fitted: Any, writer: DataWriter) -> dict[str, Any]:
+    """Encode parameters; leave out, with a warning, those that JSON cannot hold.
+
+    `fitted` is the encoder that was fitted with them: it holds a network's weights.
+    """
+    encoded = {}
+    for name, value in estimator.get_params(deep=False).items():
+        try:
+            encoded[name] = _encode_parameter(name, value, fitted, writer)
+        except UnsavableError as error:
+            default = inspect.signature(type(estimator).__init__).parameters[name].default
+            warnings.warn(
+                f"The loaded {type(estimator).__name__} will have {name}={default!r}, the default. {error}",
+                UserWarning,
+                stacklevel=5,
+            )
+    return encoded
+
+
+def _encode_parameter(name: str, value: Any, fitted: Any, writer: DataWriter) -> Any:
+    if isinstance(value, FrozenEstimator):
+        return {"frozen": _encode_frozen(value.estimator, fitted, writer)}
+    if isinstance(value, BaseEstimator):
+        return {"estimator": _encode_parameters(value, fitted, writer)}
+    if name == "network" and not isinstance(value, str):
+        trained = getattr(getattr(fitted, "_model", None), "_network", None)
+        # An index clones its encoder, and a clone has modules of its own.
+        if trained is not value and not (_is_module(value) and type(trained) is type(value)):
+            raise ValueError(
+                "Expected network to be what the encoder was fitted with, but it was changed since; "
+                "fit again."
+            )
+        return {"network": None}
+    if name == "memory" and hasattr(value, "cache"):
+        # The place is what matters of a cache; making a Memory makes its folder, which loading should not.
+        value = getattr(value, "location", value)
+    return encode(value, f"parameter {name}", writer)
+
+
+def _encode_frozen(encoder: Any, fitted: Any, writer: DataWriter) -> list[Any]:
+    """Encode a frozen encoder: as the index's own one with other parameters, if it is that."""
+    names = encoder.get_params(deep=False)
+    learned, held = ({k: v for k, v in vars(e).items() if k not in names} for e in (encoder, fitted))
+    if type(encoder) is type(fitted) and learned.keys() == held.keys():
+        changed = {k: v for k, v in vars(encoder).items() if v is not vars(fitted)[k]}
+        if not changed.keys() & learned.keys():
+            return ["encoder", {k: encode(v, f"parameter {k}", writer) for k, v in changed.items()}]
+    return [_add_encoder(encoder, "frozen_encoder", writer), {}]
