@@ -214,3 +214,16 @@ def radius_batch(
     counts = np.bincount(rows, minlength=len(batch.queries))
     indptr = np.append(0, np.cumsum(counts)).astype(np.int64)
     return RadiusResult(indptr, distances[order], positions[order].astype(np.int64), stats)
+
+
+def plan_batch(
+    table: LeafTable, level_scores, codes, n_neighbors, n_probes, probing
+) -> tuple[np.ndarray, np.ndarray]:
+    """Plan a search without doing it: rows of `codes`, ascending, and the cells that each would score."""
+    queries = np.zeros((len(codes), table.embedding_dim), dtype=np.float32)
+    batch = _Batch(table, queries, level_scores, codes, n_probes, probing, None, None)
+    order = np.arange(len(codes))
+    plan = _kernels().plan_search
+    pair_query, pair_cell, totals = plan(order, *batch.queried, n_neighbors, *batch.rules, *batch.leaves)
+    batch.stats([totals])
+    return pair_query, pair_cell

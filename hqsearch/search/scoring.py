@@ -311,6 +311,8 @@ def score_small_cells(
     scratch = np.zeros(dim * SMALL_CELL + SLACK, dtype=np.float32)
     scratch_positions = np.empty(SMALL_CELL, dtype=np.int32)
     kept_columns = np.empty(SMALL_CELL, dtype=np.int32)
+    decoding = kind != PLAIN or keep.size > 0
+    kept_back = np.empty(64, dtype=np.int32)
     large_query, large_cell = np.empty_like(pair_query), np.empty_like(pair_cell)
     n_large = 0
     first = 0
@@ -325,11 +327,17 @@ def score_small_cells(
         while repeats_cells(pair_query, pair_cell, first, after, n_listed, end_place):
             end_place += 1
             after += n_listed
-        n_items = 0
+        # Gathering pays by the query; a larger cell that few list is scored where it lies.
+        limit = min(SMALL_CELL, 4 * (end_place - first_place))
+        if kept_back.size < n_listed:
+            kept_back = np.empty(2 * n_listed, dtype=np.int32)
+        n_items, n_kept_back = 0, 0
         for pair in range(first, end):
             cell = pair_cell[pair]
             row, width = cell_start[cell], cell_start[cell + 1] - cell_start[cell]
-            if width > SMALL_CELL:
+            if width > limit:
+                kept_back[n_kept_back] = cell
+                n_kept_back += 1
                 continue
             if n_items + width > CHUNK:
                 counts[CHUNK_BLOCKS - 1] = n_items - (CHUNK_BLOCKS - 1) * BLOCK
@@ -339,16 +347,21 @@ def score_small_cells(
                 )  # fmt: skip
                 counts[CHUNK_BLOCKS - 1] = BLOCK
                 n_items = 0
-            n_kept = gather_block(
-                plain, encoded, kind, low, step, row * dim, width, row, positions, keep,
-                scratch, scratch_positions, kept_columns,
-            )  # fmt: skip
+            if decoding:
+                n_kept = gather_block(
+                    plain, encoded, kind, low, step, row * dim, width, row, positions, keep,
+                    scratch, scratch_positions, kept_columns,
+                )  # fmt: skip
+                source, offset, item_positions, first_position = scratch, 0, scratch_positions, 0
+            else:
+                n_kept = width
+                source, offset, item_positions, first_position = plain, row * dim, positions, row
             for i in range(n_kept):
                 lane = n_items + i
-                gathered_positions[lane] = scratch_positions[i]
+                gathered_positions[lane] = item_positions[first_position + i]
                 start = lane // BLOCK * dim * BLOCK + lane % BLOCK
                 for j in range(dim):
-                    gathered[start + j * BLOCK] = scratch[j * n_kept + i]
+                    gathered[start + j * BLOCK] = source[offset + j * n_kept + i]
             n_items += n_kept
         if n_items > 0:
             n_blocks = (n_items + BLOCK - 1) // BLOCK
@@ -359,10 +372,8 @@ def score_small_cells(
             )  # fmt: skip
             counts[n_blocks - 1] = BLOCK
         for place in range(first_place, end_place):
-            for pair in range(first, end):
-                cell = pair_cell[pair]
-                if cell_start[cell + 1] - cell_start[cell] > SMALL_CELL:
-                    large_query[n_large], large_cell[n_large] = place, cell
-                    n_large += 1
+            for i in range(n_kept_back):
+                large_query[n_large], large_cell[n_large] = place, kept_back[i]
+                n_large += 1
         first = after
     return large_query[:n_large], large_cell[:n_large]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from hqsearch.search.batches import radius_batch, search_batch
 from hqsearch.search.checks import check_count, check_items, check_removal, check_shape
+from hqsearch.search.interchange import export_faiss, list_cells
 from hqsearch.search.snapshot import Directory, Tail
 
 if TYPE_CHECKING:
@@ -491,3 +492,71 @@ class LeafTable:
             _n_tail=0,
             _live_flags=np.ones(self.n_live_items, dtype=np.uint8),
         )
+
+    # Serving from elsewhere
+
+    def to_faiss(self) -> Any:
+        """Make a faiss index whose inverted lists are this table's cells.
+
+        With ``sparsity=1`` a cell is a leaf. Above, cells are the different sets of leaves, because
+        lists that share items would return them twice; `cells_to_probe` names the lists that make
+        up a query's leaves.
+
+        Returns
+        -------
+        index : faiss.IndexIVFFlat
+            Its ids are positions and its distances are squared. ``index.search`` probes the
+            lists of the nearest means, as any IVF index does; ``index.search_preassigned`` with
+            `cells_to_probe` returns what `search` returns (faiss breaks ties in another order).
+
+        Raises
+        ------
+        ImportError
+            If faiss is not installed.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from hqsearch.search import LeafTable
+        >>> vectors = np.array([[0, 0], [1, 0], [5, 5]], dtype=np.float32)
+        >>> table = LeafTable.build(vectors, np.array([[0], [0], [3]]), branching_factor=2, n_levels=2)
+        >>> index = table.to_faiss()  # doctest: +SKIP
+        >>> lists = table.cells_to_probe(np.zeros((1, 2, 2), np.float32), np.array([[0]]), 2)
+        >>> lists
+        array([[0]])
+        >>> index.nprobe = lists.shape[1]  # doctest: +SKIP
+        >>> unused = np.zeros(lists.shape, np.float32)
+        >>> index.search_preassigned(vectors[:1], 2, lists, unused)  # doctest: +SKIP
+        (array([[0., 1.]], dtype=float32), array([[0, 1]]))
+        """
+        return export_faiss(self)
+
+    def cells_to_probe(
+        self,
+        level_scores: np.ndarray,
+        codes: np.ndarray,
+        n_neighbors: int,
+        *,
+        n_probes: int | None = None,
+        probing: str = "best_first",
+    ) -> np.ndarray:
+        """Name the cells that a search would score: the lists of the index that `to_faiss` makes.
+
+        Parameters
+        ----------
+        level_scores, codes, n_neighbors, n_probes, probing
+            As in `search`.
+
+        Returns
+        -------
+        lists : ndarray of shape (n_queries, most_cells), dtype int64
+            Cells of each query, filled up with -1.
+
+        Raises
+        ------
+        ValueError
+            If an argument has the wrong shape, type or range, or is NaN or infinite.
+        """
+        n_neighbors = check_count("n_neighbors", n_neighbors)
+        n_probes = None if n_probes is None else check_count("n_probes", n_probes)
+        return list_cells(self, level_scores, codes, n_neighbors, n_probes, probing)
