@@ -215,11 +215,17 @@ class _Stage(ABC):
         """One update on `items`, int64 of shape (n_groups, n_classes, items_per_class)."""
         outputs = self.network(self.data.X[items.flatten()])
         loss = self._loss(outputs.unflatten(0, tuple(items.shape))).mean()
+        self._backward(loss)
+        self._apply()
+        return {"loss": loss}
+
+    def _backward(self, loss: Tensor) -> None:
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()
+
+    def _apply(self) -> None:
         self._optimizer.step()
         self._schedule.step()
-        return {"loss": loss}
 
     @abstractmethod
     def _loss(self, outputs: Tensor) -> Tensor:
@@ -279,10 +285,17 @@ class HashStage(_Stage):
     def _loss(self, outputs: Tensor) -> Tensor:
         problem = self.problem
         scores = split_levels(outputs, problem.n_levels, problem.branching_factor, self.settings.loss)
-        class_scores = scores.detach().mean(2)
-        codes = torch.from_numpy(problem.solve(class_scores.cpu().numpy())).to(scores.device)
+        codes = torch.from_numpy(problem.solve(self._class_scores(scores))).to(scores.device)
+        return self._masked_loss(scores, codes)
+
+    def _class_scores(self, scores: Tensor) -> np.ndarray:
+        """Mean level scores of each class, on the CPU: (n_groups, n_classes, n_levels, d)."""
+        return scores.detach().mean(2).cpu().numpy()
+
+    def _masked_loss(self, scores: Tensor, codes: Tensor) -> Tensor:
+        """Loss of each group, summed over its levels."""
         losses = [
-            self._level_loss(scores[:, :, :, level], codes[:, :, level]) for level in range(problem.n_levels)
+            self._level_loss(scores[:, :, :, level], codes[:, :, level]) for level in range(scores.shape[3])
         ]
         return torch.stack(losses).sum(0)
 

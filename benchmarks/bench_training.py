@@ -1,0 +1,471 @@
+"""Where a training step's time goes, what the masked losses save, and against the published step written plainly.
+
+Three tables: (1) seconds of a hash-stage step by part, for each trunk and sparsity; (2) the masked losses against the
+naive form over an items x items x buckets mask: seconds, peak memory, and that the values are equal; (3) items a second
+of whole steps against a plain torch version of the published step: one forward pass for the codes and one for the loss,
+B x B x d masks, the flow network built arc by arc in OR-Tools.
+
+    python benchmarks/bench_training.py               writes benchmarks/results/bench_training-DEVICE.{json,md}
+    python benchmarks/bench_training.py --device cuda
+    python benchmarks/bench_training.py --smallest    a smoke run of a few seconds, writes nothing
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from hqsearch.assignment import solve_cascades
+from hqsearch.embedding import CodeProblem, StageSettings
+from hqsearch.embedding.losses import (
+    masked_l1_distances,
+    masked_similarities,
+    npairs_loss,
+    semihard_triplet_loss,
+)
+from hqsearch.embedding.networks import StageNetwork, Standardize, build_trunk, n_trunk_outputs, new_head
+from hqsearch.embedding.training import HashStage, TrainingData
+
+SEED = 0
+N_CLASSES, BATCH_SIZE, N_LEVELS, BRANCHING_FACTOR = 64, 128, 2, 64
+PENALTIES = {"sibling_penalty": 100.0, "orthogonality_penalty": 0.1}
+INPUT_SHAPES = {"mlp": (384,), "conv": (1, 32, 32), "nin": (3, 32, 32)}
+PARTS = ("forward", "class scores to CPU", "flow", "loss", "backward", "optimiser")
+RESULTS = Path(__file__).parent / "results"
+
+
+class TimedHashStage(HashStage):
+    """The training step itself, with a clock around each of its parts."""
+
+    def start_clocks(self):
+        """Forget the figures so far."""
+        self.seconds = defaultdict(list)
+
+    @contextmanager
+    def clock(self, part):
+        """Add the seconds of a block to its part; a device's queue is emptied before each reading."""
+        wait_for(self.data.X.device)
+        started = time.perf_counter()
+        yield
+        wait_for(self.data.X.device)
+        self.seconds[part].append(time.perf_counter() - started)
+
+    def _class_scores(self, scores):
+        with self.clock("class scores to CPU"):
+            return super()._class_scores(scores)
+
+    def _masked_loss(self, scores, codes):
+        with self.clock("loss"):
+            return super()._masked_loss(scores, codes)
+
+    def _backward(self, loss):
+        with self.clock("backward"):
+            super()._backward(loss)
+
+    def _apply(self):
+        with self.clock("optimiser"):
+            super()._apply()
+
+
+def wait_for(device):
+    """Wait until the device has nothing left to do."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def make_stage(trunk_name, sparsity, loss, device, *, solve=None):
+    """Return a hash stage on random items of the trunk's usual shape, ready to step."""
+    shape = INPUT_SHAPES[trunk_name]
+    rng = np.random.default_rng(SEED)
+    y = np.arange(4 * BATCH_SIZE) % N_CLASSES
+    X = rng.normal(size=(len(y), *shape)).astype(np.float32) + rng.normal(size=(N_CLASSES, *shape))[y].astype(
+        np.float32
+    )
+    generator = torch.Generator().manual_seed(SEED)
+    standardize = Standardize.from_items(X)
+    trunk = build_trunk(trunk_name, shape, generator)
+    width = n_trunk_outputs(trunk, standardize, torch.from_numpy(X[:2]))
+    network = StageNetwork(
+        standardize, trunk, new_head(width, N_LEVELS * BRANCHING_FACTOR, generator, std=0.01)
+    ).to(device)
+    settings = StageSettings(
+        loss=loss,
+        regularization=0.01,
+        margin=0.5,
+        epochs=1000,
+        learning_rate=1e-3,
+        trunk_learning_rate=1e-4,
+        batch_size=BATCH_SIZE,
+        classes_per_batch=N_CLASSES,
+    )
+    problem = CodeProblem(
+        n_levels=N_LEVELS,
+        branching_factor=BRANCHING_FACTOR,
+        sparsity=sparsity,
+        solve=solve or (lambda scores: solve_cascades(scores, sparsity=sparsity, **PENALTIES)),
+        validate=lambda scores: {},
+    )
+    everything, nothing = np.arange(len(y)), np.empty(0, np.int64)
+    data = TrainingData(torch.from_numpy(X).to(device), y, everything, nothing)
+    stage = TimedHashStage(network, data, settings, problem=problem, seed=SEED)
+    stage._initialize()
+    stage.start_clocks()
+    network.train()
+    return stage
+
+
+def draw(stage):
+    """Return the items of the next step, on the device."""
+    items, _ = stage._batches.draw()
+    return torch.from_numpy(items).to(stage.data.X.device)
+
+
+def time_parts(trunk_name, sparsity, loss, device, n_steps):
+    """Median seconds of each part of a step, and of the whole step."""
+    stage = make_stage(trunk_name, sparsity, loss, device)
+    solve = stage.problem.solve
+
+    def timed_solve(scores):
+        with stage.clock("flow"):
+            return solve(scores)
+
+    def timed_forward(x, forward=stage.network.forward):
+        with stage.clock("forward"):
+            return forward(x)
+
+    object.__setattr__(stage.problem, "solve", timed_solve)
+    stage.network.forward = timed_forward
+    for _ in range(3):
+        stage._train_step(draw(stage))
+    stage.start_clocks()
+    for _ in range(n_steps):
+        items = draw(stage)
+        with stage.clock("step"):
+            stage._train_step(items)
+    medians = {part: statistics.median(stage.seconds[part]) for part in (*PARTS, "step")}
+    return {"trunk": trunk_name, "objective": loss, "sparsity": sparsity, **medians}
+
+
+# --- the published step, written plainly
+
+
+def naive_mask(codes):
+    """Return M(i, j, t) = 1 - (1 - z_it)(1 - z_jt), items x items x buckets."""
+    return 1 - (1 - codes[:, None]) * (1 - codes[None])
+
+
+def naive_similarities(anchors, positives, codes):
+    """Masked inner products by the whole mask."""
+    return (naive_mask(codes) * anchors[:, None] * positives[None]).sum(-1)
+
+
+def naive_distances(scores, codes):
+    """Masked L1 distances by the whole mask."""
+    return (naive_mask(codes) * (scores[:, None] - scores[None]).abs()).sum(-1)
+
+
+def naive_semihard(distances, same, margin):
+    """Semi-hard triplet loss by an items x items x items mask."""
+    n = len(distances)
+    other = ~same
+    farther = other[:, None, :] & (distances[:, None, :] > distances[:, :, None])
+    cube = distances[:, None, :].expand(n, n, n)
+    nearest_farther = cube.masked_fill(~farther, torch.inf).amin(-1)
+    farthest = distances.masked_fill(~other, -torch.inf).amax(-1, keepdim=True).expand(n, n)
+    negative = torch.where(farther.any(-1), nearest_farther, farthest)
+    pairs = same & ~torch.eye(n, dtype=torch.bool, device=same.device)
+    return torch.where(pairs, (margin + distances - negative).clamp_min(0), 0.0).sum() / pairs.sum()
+
+
+def ortools_cascade(class_scores, sparsity):
+    """Codes of one batch, the network built arc by arc: (n_classes, n_levels, d) scores to codes."""
+    from ortools.graph.python import min_cost_flow
+
+    n_classes, n_levels, d = class_scores.shape
+    codes = np.zeros(class_scores.shape, dtype=np.float32)
+    parents = np.zeros(n_classes, dtype=np.int64)
+    scale = 10**6
+    for level in range(n_levels):
+        k = sparsity if level == n_levels - 1 else 1
+        groups = np.unique(parents, return_inverse=True)[1]
+        flow = min_cost_flow.SimpleMinCostFlow()
+        source, n_nodes = 0, 1 + n_classes
+        bucket_node = list(range(n_nodes, n_nodes + d))
+        n_nodes += d
+        middle = {}
+        arcs = []
+        for c in range(n_classes):
+            flow.add_arc_with_capacity_and_unit_cost(source, 1 + c, k, 0)
+            for t in range(d):
+                target = bucket_node[t]
+                if level:
+                    key = (groups[c], t)
+                    if key not in middle:
+                        middle[key] = n_nodes
+                        n_nodes += 1
+                        for w in range(int((groups == groups[c]).sum())):
+                            cost = int(w * PENALTIES["sibling_penalty"] * scale)
+                            flow.add_arc_with_capacity_and_unit_cost(middle[key], target, 1, cost)
+                    target = middle[key]
+                cost = -int(class_scores[c, level, t] * scale)
+                arcs.append((flow.add_arc_with_capacity_and_unit_cost(1 + c, target, 1, cost), c, t))
+        sink = n_nodes
+        for t in range(d):
+            for w in range(n_classes):
+                cost = int(w * PENALTIES["orthogonality_penalty"] * scale)
+                flow.add_arc_with_capacity_and_unit_cost(bucket_node[t], sink, 1, cost)
+        flow.set_node_supply(source, n_classes * k)
+        flow.set_node_supply(sink, -n_classes * k)
+        if flow.solve() != flow.OPTIMAL:
+            raise RuntimeError("OR-Tools found no optimum")
+        for arc, c, t in arcs:
+            codes[c, level, t] = flow.flow(arc)
+        parents = parents * d + codes[:, level].argmax(1)
+    return codes
+
+
+def plain_step(stage, items):
+    """One update as published: a forward pass for the codes, another for the loss, whole masks."""
+    device = stage.data.X.device
+    problem, loss_name = stage.problem, stage.settings.loss
+    items = items[0]
+    n_classes, per_class = items.shape
+    x = stage.data.X[items.flatten()]
+
+    def forward():
+        scores = stage.network(x).view(n_classes, per_class, N_LEVELS, BRANCHING_FACTOR)
+        return torch.nn.functional.normalize(scores, dim=-1) if loss_name == "triplet" else scores
+
+    with torch.no_grad():
+        class_scores = forward().mean(1).cpu().numpy()
+    codes = torch.from_numpy(ortools_cascade(class_scores, problem.sparsity)).to(device)
+    scores = forward()
+    total = 0.0
+    for level in range(N_LEVELS):
+        member, level_scores = codes[:, level], scores[:, :, level]
+        same = (member[:, None] == member[None]).all(-1)
+        if loss_name == "npairs":
+            half = per_class // 2
+            anchors, positives = level_scores[:, :half].flatten(0, 1), level_scores[:, half:].flatten(0, 1)
+            mask = member.repeat_interleave(half, 0)
+            same = same.repeat_interleave(half, 0).repeat_interleave(half, 1)
+            similarities = naive_similarities(anchors, positives, mask)
+            total = total + npairs_loss(similarities, same, anchors, positives, stage.settings.regularization)
+        else:
+            mask = member.repeat_interleave(per_class, 0)
+            same = same.repeat_interleave(per_class, 0).repeat_interleave(per_class, 1)
+            distances = naive_distances(level_scores.flatten(0, 1), mask)
+            total = total + naive_semihard(distances, same, stage.settings.margin)
+    stage._optimizer.zero_grad(set_to_none=True)
+    total.backward()
+    stage._optimizer.step()
+
+
+def compare_steps(trunk_name, sparsity, loss, device, n_steps):
+    """Items a second of our step and of the plain one, in turns."""
+    ours, plain = (make_stage(trunk_name, sparsity, loss, device) for _ in range(2))
+    ours.clock = plain.clock = lambda part: contextmanager(lambda: iter([None]))()
+    seconds = {"ours": [], "plain": []}
+    for step in range(n_steps + 2):
+        for name, stage, run in (
+            ("ours", ours, ours._train_step),
+            ("plain", plain, lambda items: plain_step(plain, items)),
+        ):
+            items = draw(stage)
+            wait_for(device)
+            started = time.perf_counter()
+            run(items)
+            wait_for(device)
+            if step >= 2:
+                seconds[name].append(time.perf_counter() - started)
+    rates = {name: BATCH_SIZE / statistics.median(values) for name, values in seconds.items()}
+    ratios = [b / a for a, b in zip(seconds["ours"], seconds["plain"], strict=True)]
+    return {
+        **{"trunk": trunk_name, "objective": loss, "sparsity": sparsity},
+        **{f"{name} items/s": rate for name, rate in rates.items()},
+        "ratio": statistics.median(ratios),
+    }
+
+
+# --- the masked losses alone
+
+
+def make_loss(loss, form, n_items, d, sparsity, device):
+    """Return a function that runs one forward and backward pass and gives the loss's value."""
+    rng = np.random.default_rng(SEED)
+    scores = torch.tensor(rng.normal(size=(n_items, d)), dtype=torch.float32, device=device)
+    classes = np.arange(n_items) // 2
+    class_active = np.stack([rng.choice(d, sparsity, replace=False) for _ in range(classes.max() + 1)])
+    active = torch.from_numpy(class_active[classes]).to(device)
+    codes = torch.zeros(n_items, d, device=device).scatter_(1, active, 1.0)
+    same = (codes @ codes.T) > sparsity - 0.5
+
+    def run():
+        x = scores.clone().requires_grad_()
+        if loss == "npairs":
+            a, p = x[0::2], x[1::2]
+            half = codes[0::2]
+            similarities = (
+                masked_similarities(a, p, half, half) if form == "ours" else naive_similarities(a, p, half)
+            )
+            value = npairs_loss(similarities, same[0::2, 1::2], a, p, 0.01)
+        elif form == "ours":
+            value = semihard_triplet_loss(masked_l1_distances(x, active), same, 0.5)
+        else:
+            value = naive_semihard(naive_distances(x, codes), same, 0.5)
+        value.backward()
+        return value.item()
+
+    return run
+
+
+def peak_bytes(loss, form, n_items, d, sparsity, device):
+    """Peak memory of one pass above what was in use before, in bytes; on the CPU in a process of its own."""
+    if device.type == "cuda":
+        run = make_loss(loss, form, n_items, d, sparsity, device)
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        return torch.cuda.max_memory_allocated() - before
+    command = [sys.executable, __file__, "--peak-of", loss, form, str(n_items), str(d), str(sparsity)]
+    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def print_peak(loss, form, n_items, d, sparsity):
+    """Print the growth of this process's peak resident memory over one pass."""
+    make_loss(loss, form, 8, 8, 1, torch.device("cpu"))()  # loads what torch loads lazily
+    run = make_loss(loss, form, int(n_items), int(d), int(sparsity), torch.device("cpu"))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    run()
+    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+
+
+def compare_losses(loss, n_items, d, sparsity, device, n_runs):
+    """Seconds and peak bytes of both forms, in turns, after checking that their values agree."""
+    forms = {form: make_loss(loss, form, n_items, d, sparsity, device) for form in ("ours", "naive")}
+    values = {form: run() for form, run in forms.items()}
+    if not np.isclose(values["ours"], values["naive"], rtol=1e-4):
+        raise RuntimeError(f"the two forms of {loss} disagree: {values}")
+    seconds = defaultdict(list)
+    for _ in range(n_runs):
+        for form, run in forms.items():
+            started = time.perf_counter()
+            run()
+            wait_for(device)
+            seconds[form].append(time.perf_counter() - started)
+    row = {"objective": loss, "items": n_items, "d": d, "sparsity": sparsity}
+    for form in forms:
+        row[f"{form} ms"] = 1e3 * statistics.median(seconds[form])
+        row[f"{form} MiB"] = peak_bytes(loss, form, n_items, d, sparsity, device) / 2**20
+    row["time ratio"] = row["naive ms"] / row["ours ms"]
+    row["memory ratio"] = row["naive MiB"] / max(row["ours MiB"], 1e-3)
+    return row
+
+
+def table(rows):
+    """Rows of equal keys as a Markdown table."""
+    lines = ["| " + " | ".join(rows[0]) + " |", "|---" * len(rows[0]) + "|"]
+    for row in rows:
+        lines.append(
+            "| " + " | ".join(f"{v:.4g}" if isinstance(v, float) else str(v) for v in row.values()) + " |"
+        )
+    return "\n".join(lines)
+
+
+def parts_rows(figures):
+    """Milliseconds of each part and the flow's share of the step, as table rows."""
+    rows = []
+    for row in figures:
+        cells = {f"{part}, ms": 1e3 * row[part] for part in (*PARTS, "step")}
+        share = f"{100 * row['flow'] / row['step']:.1f} %"
+        rows.append({k: row[k] for k in ("trunk", "objective", "sparsity")} | cells | {"flow share": share})
+    return rows
+
+
+def package_version(name):
+    """Installed version of a package, or None."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def main():
+    """Run the three comparisons and write them down."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--smallest", action="store_true")
+    parser.add_argument("--peak-of", nargs=5, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.peak_of:
+        print_peak(*arguments.peak_of)
+        return
+    device = torch.device(arguments.device)
+    small = arguments.smallest
+    steps = 2 if small else 30
+    parts = [
+        time_parts(trunk, sparsity, loss, device, steps)
+        for trunk in (["mlp"] if small else ["mlp", "nin"])
+        for loss in ("npairs", "triplet")
+        for sparsity in (1, 4)
+    ]
+    losses = [
+        compare_losses(loss, n_items, d, sparsity, device, 2 if small else 15)
+        for loss in ("npairs", "triplet")
+        for n_items, d, sparsity in (
+            [(64, 32, 1)] if small else [(128, 64, 1), (128, 64, 4), (512, 64, 4), (512, 512, 1)]
+        )
+    ]
+    whole = [
+        compare_steps(trunk, sparsity, loss, device, 2 if small else 15)
+        for trunk in (["mlp"] if small else ["mlp", "nin"])
+        for loss in ("npairs", "triplet")
+        for sparsity in (1, 4)
+    ]
+    text = "\n\n".join(
+        [
+            f"Hash-stage step: C = {N_CLASSES} classes, B = {BATCH_SIZE} items, K = {N_LEVELS}, "
+            f"d = {BRANCHING_FACTOR}; medians.",
+            table(parts_rows(parts)),
+            "Masked losses, forward and backward pass, against the naive items x items x d form:",
+            table(losses),
+            "Whole steps against the published step written plainly in torch and OR-Tools:",
+            table(whole),
+        ]
+    )
+    print(text)
+    if small:
+        return
+    machine = {
+        "processor": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
+        "python": platform.python_version(),
+        "versions": {
+            name: package_version(name) for name in ("hqsearch", "torch", "numpy", "numba", "ortools")
+        },
+    }
+    RESULTS.mkdir(exist_ok=True)
+    stem = RESULTS / f"bench_training-{arguments.device}"
+    figures = {"seed": SEED, "machine": machine, "parts": parts, "losses": losses, "steps": whole}
+    stem.with_suffix(".json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    stem.with_suffix(".md").write_text(text + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
