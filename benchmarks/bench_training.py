@@ -1,11 +1,11 @@
-"""Where a training step's time goes, what the masked losses save, and against the published step written plainly.
+"""Where a training step's time goes, what the masked losses save, and the published step for comparison.
 
-Three tables: (1) seconds of a hash-stage step by part, for each trunk and sparsity; (2) the masked losses against the
-naive form over an items x items x buckets mask: seconds, peak memory, and that the values are equal; (3) items a second
-of whole steps against a plain torch version of the published step: one forward pass for the codes and one for the loss,
-B x B x d masks, the flow network built arc by arc in OR-Tools.
+Three tables: (1) seconds of a hash-stage step by part, for each trunk and sparsity; (2) the masked losses
+against the naive form over an items x items x buckets mask: seconds, peak memory, and that the values are
+equal; (3) items a second of whole steps against a plain torch version of the published step: one forward pass
+for the codes and one for the loss, B x B x d masks, the flow network built arc by arc in OR-Tools.
 
-    python benchmarks/bench_training.py               writes benchmarks/results/bench_training-DEVICE.{json,md}
+    python benchmarks/bench_training.py               writes benchmarks/results/bench_training-cpu.*
     python benchmarks/bench_training.py --device cuda
     python benchmarks/bench_training.py --smallest    a smoke run of a few seconds, writes nothing
 """
