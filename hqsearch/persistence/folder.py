@@ -208,7 +208,8 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _dump(manifest: dict[str, Any]) -> bytes:
-    return (json.dumps(manifest, indent=1, allow_nan=False) + "\n").encode("utf-8")
+    # No newline at the end: it could be cut off without a trace.
+    return json.dumps(manifest, indent=1, allow_nan=False).encode("utf-8")
 
 
 def _checksum(manifest: dict[str, Any]) -> str:

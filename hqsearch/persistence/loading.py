@@ -83,7 +83,19 @@ class _Loader:
             **self._parameters(manifest["parameters"], state.get("encoder_"), state.get("_model"))
         )
         vars(estimator).update(state)
+        if "encoder_" in state:
+            self._settle_encoder(estimator)
         return estimator
+
+    def _settle_encoder(self, index: Any) -> None:
+        """Refuse an encoder whose codes are not those of the table; give a given one the index's sparsity."""
+        names = ("branching_factor", "n_levels")
+        came, expected = ({n: getattr(tree, n) for n in names} for tree in (index.encoder_, index._table))
+        if came != expected:
+            raise ValueError(f"{self.file} expects an encoder with {expected}, got one with {came}.")
+        if index.sparsity not in (None, index.encoder_.sparsity):
+            # The caller's encoder stays as it is.
+            index.encoder_ = copy.copy(index.encoder_).set_params(sparsity=index.sparsity)
 
     def _attribute(self, saved: Any, manifest: dict[str, Any]) -> Any:
         if isinstance(saved, dict) and "model" in saved:

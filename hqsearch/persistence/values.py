@@ -87,9 +87,9 @@ def _encode_items(items: dict[str, Any], name: str, writer: DataWriter) -> dict[
 def _encode_array(array: np.ndarray, name: str, writer: DataWriter) -> dict[str, Any]:
     if array.dtype.kind in "biufcSUmM":
         return {"array": writer.add_array(name, array)}
-    wrong = next((item for item in array.ravel() if not isinstance(item, str)), None)
+    wrong = next((type(item).__name__ for item in array.ravel() if not isinstance(item, str)), None)
     if array.dtype != object or wrong is not None:
-        what = array.dtype if array.dtype != object else f"objects, a {type(wrong).__name__} among them"
+        what = array.dtype if array.dtype != object else f"objects, a {wrong} among them"
         raise UnsavableError(
             f"Expected {name} to be an array of numbers, booleans or strings, got one of {what}: only these "
             "can be saved without pickle."
