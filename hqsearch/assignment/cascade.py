@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 from hqsearch.assignment.network import check_penalties, check_scores, raise_for_status
 from hqsearch.assignment.solvers import check_solver, solve_level
+from hqsearch.assignment.threads import share_work
 
 __all__ = ["solve_cascade", "solve_cascades"]
 
@@ -162,7 +162,7 @@ def solve_cascades(
     >>> all((codes[i] == solve_cascade(scores_batch[i])).all() for i in range(8))
     True
     """
-    from joblib import Parallel, delayed, effective_n_jobs
+    from joblib import effective_n_jobs
 
     check_solver(solver)
     n_workers = effective_n_jobs(n_jobs)
@@ -173,24 +173,34 @@ def solve_cascades(
             "orthogonality_penalty": orthogonality_penalty,
             "solver": solver,
         }
-        if n_workers == 1:
-            return [solve_cascade(scores, **options) for scores in scores_batch]
-        return Parallel(n_jobs=n_jobs, prefer="threads", require="sharedmem")(
-            delayed(solve_cascade)(scores, **options) for scores in scores_batch
-        )
+        cascades: list[Any] = [None] * len(scores_batch)
+
+        def solve_one(i: int) -> None:
+            cascades[i] = solve_cascade(scores_batch[i], **options)
+
+        share_work(solve_one, len(cascades), n_workers)
+        return cascades
     batch = check_scores(scores_batch, 4, f"(n_batch, {SHAPE[1:]}")
     check_levels(batch)
     k, sibling, orthogonality = check_penalties(
         batch.shape[3], sparsity, sibling_penalty, orthogonality_penalty
     )
     if solver != "auto":
-        codes = [cascade_by(solver, scores, k, sibling, orthogonality) for scores in batch]
-        return np.array(codes, dtype=bool).reshape(batch.shape)
-    n_workers = min(n_workers, len(batch))
-    if n_workers <= 1:
-        return solve_batch(batch, k, sibling, orthogonality)
-    bounds = np.linspace(0, len(batch), n_workers + 1).astype(int)
-    parts = Parallel(n_jobs=n_workers, prefer="threads", require="sharedmem")(
-        delayed(solve_batch)(batch[start:stop], k, sibling, orthogonality) for start, stop in pairwise(bounds)
+        by_other = [cascade_by(solver, scores, k, sibling, orthogonality) for scores in batch]
+        return np.array(by_other, dtype=bool).reshape(batch.shape)
+    # several parts a thread even out what cascades differ by
+    bounds = np.linspace(0, len(batch), min(len(batch), 8 * n_workers if n_workers > 1 else 1) + 1).astype(
+        int
     )
-    return np.concatenate(parts)
+    codes = np.zeros(batch.shape, bool)
+    statuses = np.zeros(len(bounds), np.int64)
+
+    from hqsearch.assignment import level_codes
+
+    def solve_part(i: int) -> None:
+        part = slice(bounds[i], bounds[i + 1])
+        statuses[i] = level_codes.cascade_codes(batch[part], k, sibling, orthogonality, codes[part])
+
+    share_work(solve_part, len(bounds) - 1, n_workers)
+    raise_for_status(int(statuses.max()))
+    return codes

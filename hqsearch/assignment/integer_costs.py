@@ -118,11 +118,12 @@ def integer_costs(scores, costs, sibling_penalty, orthogonality_penalty, largest
     largest = np.array([top]).view(np.float64)[0]
     if largest > SCORE_LIMIT:
         return np.int64(0), np.int64(0), 0, STATUS_OVERFLOW
-    exponent = math.frexp(largest)[1]
+    # where all scores are zero, only the ratio of the penalties matters
+    exponent = math.frexp(largest if largest > 0.0 else max(sibling_penalty, orthogonality_penalty))[1]
     # a simple cycle alternates classes with buckets, unless siblings exchange places among themselves
     n_moves = n_classes if largest_group > 1 else min(n_classes, n_buckets + 1)
     for bits in (FINE_BITS, COARSE_BITS):
-        shift = bits - exponent if largest > 0.0 else 0
+        shift = bits - exponent
         # two factors, as one alone may leave the range of float64
         first = math.ldexp(1.0, shift // 2)
         second = math.ldexp(1.0, shift - shift // 2)

@@ -3,8 +3,9 @@
 import numpy as np
 from numba import njit
 
-from hqsearch.assignment.flow_kernels import solve_costs
+from hqsearch.assignment.exchange_flow import exchange_flow
 from hqsearch.assignment.integer_costs import STATUS_OPTIMAL, integer_costs
+from hqsearch.assignment.sibling_flow import sibling_flow
 
 
 @njit(cache=True, nogil=True)
@@ -39,6 +40,41 @@ def largest_group(start):
 
 
 @njit(cache=True, nogil=True)
+def level_flow(costs, sparsity, sibling, orthogonality, group, start, members):
+    """Solve one level of integer costs by the kernel that fits it; return what that kernel returns."""
+    n_classes, n_buckets = costs.shape
+    if sparsity == n_buckets:
+        held = np.empty((n_classes, sparsity), np.int32)
+        held[:] = np.arange(sparsity)
+        return held, STATUS_OPTIMAL, np.zeros(3, np.int64)
+    n_groups = start.shape[0] - 1
+    if n_groups == 1:  # all are siblings: both penalties count the same pairs
+        return exchange_flow(costs, sparsity, orthogonality + sibling)
+    if sibling == 0 or n_groups == n_classes:
+        return exchange_flow(costs, sparsity, orthogonality)
+    return sibling_flow(costs, sparsity, sibling, orthogonality, group, start, members)
+
+
+@njit(cache=True, nogil=True)
+def separate_codes(costs, sparsity, sibling, start, members, first, stop, codes):
+    """Solve groups `first` to ``stop - 1`` into `codes`, each for itself: only siblings meet in a bucket."""
+    for q in range(first, stop):
+        classes = members[start[q] : start[q + 1]]
+        size = classes.shape[0]
+        group = np.zeros(size, np.int64)
+        bounds = np.array([0, size])
+        held, status, _ = level_flow(
+            costs[classes], sparsity, sibling, np.int64(0), group, bounds, np.arange(size)
+        )
+        if status != STATUS_OPTIMAL:
+            return status
+        for i in range(size):
+            for j in range(sparsity):
+                codes[classes[i], held[i, j]] = True
+    return STATUS_OPTIMAL
+
+
+@njit(cache=True, nogil=True)
 def level_codes(scores, labels, sparsity, sibling_penalty, orthogonality_penalty, codes):
     """Solve one level into `codes` (bool, zeros on entry); return a status."""
     n_classes, n_buckets = scores.shape
@@ -51,10 +87,9 @@ def level_codes(scores, labels, sparsity, sibling_penalty, orthogonality_penalty
     )
     if status != STATUS_OPTIMAL:
         return status
-    if sparsity == n_buckets:
-        codes[:, :] = True
-        return STATUS_OPTIMAL
-    held, status, _ = solve_costs(costs, sparsity, sibling, orthogonality, group, start, members)
+    if orthogonality == 0 and sibling > 0:
+        return separate_codes(costs, sparsity, sibling, start, members, 0, start.shape[0] - 1, codes)
+    held, status, _ = level_flow(costs, sparsity, sibling, orthogonality, group, start, members)
     if status == STATUS_OPTIMAL:
         for c in range(n_classes):
             for j in range(sparsity):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import scipy.sparse
+from scipy.sparse import csgraph
 
 if TYPE_CHECKING:
     import networkx
@@ -147,6 +148,27 @@ class LevelNetwork:
             + self.sibling_cost * int((per_group * (per_group - 1) // 2).sum())
             + self.orthogonality_cost * int((per_bucket * (per_bucket - 1) // 2).sum())
         )
+
+    def components(self) -> np.ndarray:
+        """Return which independent problem each class belongs to.
+
+        Classes meet in the buckets of their group, and, with an orthogonality penalty, in all buckets;
+        without one, the network without its source, buckets and sink falls apart.
+
+        Returns
+        -------
+        labels : ndarray of shape (n_classes,), int32
+            0, 1, ... for the connected components.
+        """
+        n_classes, n_buckets = self.costs.shape
+        tails, heads, _, _, supplies = self.arcs()
+        sink = n_classes + n_buckets
+        # the nodes beyond the sink are those where only siblings meet
+        meeting = heads != sink if self.orthogonality_cost else (heads > sink) & (tails < n_classes)
+        graph = scipy.sparse.csr_array(
+            (np.ones(int(meeting.sum())), (tails[meeting], heads[meeting])), shape=2 * (len(supplies),)
+        )
+        return csgraph.connected_components(graph, directed=False)[1][:n_classes]
 
     def arcs(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Return the compact network as bulk arrays: parallel unit arcs carry the convex penalties.

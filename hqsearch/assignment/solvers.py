@@ -93,6 +93,36 @@ def codes_by(solver: str, network: LevelNetwork) -> np.ndarray:
     return solve(network)
 
 
+def codes_of_components(network: LevelNetwork, n_jobs: int | None, codes: np.ndarray) -> None:
+    """Solve the independent parts of a level in parallel threads, into `codes`."""
+    from joblib import effective_n_jobs
+
+    from hqsearch.assignment import level_codes
+    from hqsearch.assignment.threads import share_work
+
+    _, start, members = level_codes.group_members(network.components().astype(np.int64))
+    n_workers = effective_n_jobs(n_jobs)
+    # cut where the classes are cut evenly: groups differ in size
+    cuts = np.linspace(0, len(members), 4 * n_workers + 1)
+    bounds = np.unique(np.searchsorted(start, cuts))
+    statuses = np.zeros(len(bounds), np.int64)
+
+    def solve_part(i: int) -> None:
+        statuses[i] = level_codes.separate_codes(
+            network.costs,
+            network.sparsity,
+            network.sibling_cost,
+            start,
+            members,
+            bounds[i],
+            bounds[i + 1],
+            codes,
+        )
+
+    share_work(solve_part, len(bounds) - 1, n_workers)
+    raise_for_status(int(statuses.max()))
+
+
 def level_energy(
     scores: np.ndarray,
     codes: np.ndarray,
@@ -118,6 +148,7 @@ def solve_level(
     orthogonality_penalty: float = 0.1,
     solver: str = "auto",
     return_energy: bool = False,
+    n_jobs: int | None = None,
 ) -> np.ndarray | tuple[np.ndarray, float]:
     r"""Choose the buckets of each class at minimum energy, exactly.
 
@@ -149,6 +180,9 @@ def solve_level(
         simplex; "ortools" by `SimpleMinCostFlow`, which must be installed.
     return_energy : bool, default=False
         Whether to return E(z) too, in score units.
+    n_jobs : int, default=None
+        Threads, as joblib counts them. Only used without an orthogonality penalty, where each group of
+        siblings is a problem of its own; the codes do not depend on it.
 
     Returns
     -------
@@ -203,7 +237,13 @@ def solve_level(
         )
         labels = np.arange(n_classes) if parents is None else check_parents(parents, n_classes)
         codes = np.zeros((n_classes, n_buckets), bool)
-        raise_for_status(level_codes.level_codes(array, labels, k, sibling, orthogonality, codes))
+        if n_jobs not in (None, 1) and orthogonality == 0 and sibling > 0 and n_classes:
+            network = level_network(
+                array, labels, sparsity=k, sibling_penalty=sibling, orthogonality_penalty=0.0
+            )
+            codes_of_components(network, n_jobs, codes)
+        else:
+            raise_for_status(level_codes.level_codes(array, labels, k, sibling, orthogonality, codes))
     if not return_energy:
         return codes
     groups = (

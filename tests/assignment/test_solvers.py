@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from fractions import Fraction
 
 import numpy as np
@@ -21,13 +23,16 @@ def instances(draw, max_classes, max_buckets):
     n_buckets = draw(st.integers(1, max_buckets))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     kind = draw(
-        st.sampled_from(["uniform", "normal", "few values", "all equal", "one class repeated", "integers"])
+        st.sampled_from(
+            ["uniform", "normal", "few values", "all equal", "zero", "one class repeated", "integers"]
+        )
     )
     shape = (n_classes, n_buckets)
     scores = {
         "uniform": lambda: rng.random(shape),
         "normal": lambda: rng.normal(size=shape),
         "few values": lambda: rng.choice([0.0, 0.5, 1.0], size=shape),
+        "zero": lambda: np.zeros(shape),
         "all equal": lambda: np.full(shape, 0.25),
         "one class repeated": lambda: np.tile(rng.normal(size=n_buckets), (n_classes, 1)),
         "integers": lambda: rng.integers(-3, 4, shape).astype(float),
@@ -102,3 +107,108 @@ def test_all_solvers_agree_on_the_energy(solver, sparsity, n_parents):
     _, energy = solve_level(scores, parents, sparsity=sparsity, return_energy=True)
     _, other = solve_level(scores, parents, sparsity=sparsity, solver=solver, return_energy=True)
     assert energy == pytest.approx(other, abs=1e-9)
+
+
+def test_assignment_import_brings_no_heavy_package():
+    script = (
+        "import sys, hqsearch.assignment;"
+        "print([name for name in ('numba', 'networkx', 'ortools', 'torch') if name in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("scores", "options", "message"),
+    [
+        (
+            np.zeros(3),
+            {},
+            "Expected scores of shape .n_classes, branching_factor., got an array of shape .3,.",
+        ),
+        (np.zeros((2, 3), bool), {}, "real floating or integer dtype, got dtype bool"),
+        (np.zeros((2, 3), complex), {}, "got dtype complex128"),
+        ([[np.inf, 0.0]], {}, "Input scores contains NaN or infinity"),
+        ([[1e301, 0.0]], {}, "fit into int64"),
+        (np.zeros((2, 3)), {"sparsity": 0}, "1 <= sparsity <= branching_factor, but sparsity = 0"),
+        (np.zeros((2, 3)), {"sparsity": 4}, "but sparsity = 4, branching_factor = 3"),
+        (np.zeros((2, 3)), {"sparsity": 1.0}, "sparsity to be an integer"),
+        (np.zeros((2, 3)), {"sparsity": True}, "sparsity to be an integer"),
+        (np.zeros((2, 3)), {"sibling_penalty": -0.1}, "sibling_penalty to be a finite number >= 0, got -0.1"),
+        (np.zeros((2, 3)), {"sibling_penalty": np.nan}, "sibling_penalty to be a finite number >= 0"),
+        (np.zeros((2, 3)), {"orthogonality_penalty": np.inf}, "orthogonality_penalty to be a finite number"),
+        (np.zeros((2, 3)), {"orthogonality_penalty": "1"}, "orthogonality_penalty to be a finite number"),
+        (np.zeros((2, 3)), {"parents": [0]}, "Expected parents of shape .n_classes,. = .2,."),
+        (np.zeros((2, 3)), {"parents": [0.0, 1.0]}, "parents of an integer dtype, got dtype float64"),
+        (np.zeros((2, 3)), {"solver": "gurobi"}, "Expected solver to be one of"),
+    ],
+)
+@pytest.mark.parametrize("solver", ["auto", "networkx"])
+def test_wrong_input_is_refused_with_what_was_expected(scores, options, message, solver):
+    with pytest.raises(ValueError, match=message):
+        solve_level(scores, **({"solver": solver} | options))
+
+
+def test_penalties_that_do_not_fit_beside_the_scores_are_refused():
+    # an irrational ratio of two penalties far above the scores has no equivalent small integers
+    with pytest.raises(ValueError, match="fit into int64"):
+        solve_level(np.eye(4) * 1e-12, [0, 0, 1, 1], sibling_penalty=np.pi * 1e12, orthogonality_penalty=1e12)
+
+
+@pytest.mark.parametrize("solver", ["auto", "scipy", "networkx"])
+def test_no_classes_give_no_codes(solver):
+    codes, energy = solve_level(np.zeros((0, 3)), return_energy=True, solver=solver)
+    assert codes.shape == (0, 3)
+    assert energy == 0
+
+
+@pytest.mark.parametrize("parents", [None, [0, 0, 0, 0]])
+def test_ties_go_to_the_lower_bucket_and_stay_there(parents):
+    codes = solve_level(np.zeros((4, 4)), parents, orthogonality_penalty=0, sibling_penalty=0, sparsity=2)
+    np.testing.assert_array_equal(codes, np.tile([True, True, False, False], (4, 1)))
+    crowded = [solve_level(np.zeros((9, 4)), [0] * 9, sparsity=2) for _ in range(3)]
+    np.testing.assert_array_equal(crowded[0], crowded[1])
+    np.testing.assert_array_equal(crowded[0], crowded[2])
+
+
+def test_one_bucket_takes_every_class():
+    codes, energy = solve_level(np.ones((5, 1)), [0, 0, 0, 1, 1], return_energy=True)
+    assert codes.all()
+    assert energy == pytest.approx(-5 + 100 * 4 + 0.1 * 10)
+
+
+def test_parents_are_labels_of_any_integers():
+    scores = np.random.default_rng(0).normal(size=(6, 4))
+    few = solve_level(scores, [0, 1, 0, 2, 1, 0])
+    np.testing.assert_array_equal(few, solve_level(scores, np.array([-9, 2**60, -9, 2**62, 2**60, -9])))
+
+
+@pytest.mark.slow
+@given(instances(max_classes=60, max_buckets=48))
+@settings(max_examples=3000, deadline=None)
+def test_thousands_of_solutions_carry_certificates(instance):
+    codes = solve_level(**instance)
+    del instance["sparsity"]
+    assert certificate(codes=codes, **instance).optimal
+
+
+@pytest.mark.slow
+@given(instances(max_classes=9, max_buckets=8))
+@settings(max_examples=2500, deadline=None)
+def test_energy_equals_that_of_the_network_simplex_on_thousands(instance):
+    network = level_network(**instance)
+    assert network.energy(solve_level(**instance)) == network.energy(codes_by("networkx", network))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("n_classes", "n_buckets"), [(512, 512), (1000, 128), (2000, 16), (16, 2000), (700, 64)]
+)
+@pytest.mark.parametrize("n_parents", [1, 3, 200])
+@pytest.mark.parametrize("sparsity", [1, 5])
+def test_large_solutions_carry_certificates(n_classes, n_buckets, n_parents, sparsity):
+    rng = np.random.default_rng(n_classes)
+    scores = rng.normal(size=(n_classes, n_buckets))
+    parents = rng.integers(0, n_parents, n_classes)
+    codes = solve_level(scores, parents, sparsity=sparsity)
+    assert certificate(scores, codes, parents).optimal
