@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+from typing import Any
+
 import numpy as np
 import scipy.sparse as sp
 
@@ -82,6 +85,9 @@ class CellScores:
     each item would take more memory than the embedding, so they are kept for each cell, a cell being a set
     of leaves; items of one cell have nearly the same scores.
 
+    Cells are only ever added, and a cell's scores never change. So several snapshots of an index may share
+    one object, and threads may read it while one adds to it.
+
     Parameters
     ----------
     codes : ndarray of shape (n_items, sparsity), dtype int64
@@ -91,28 +97,81 @@ class CellScores:
 
     Notes
     -----
-    Memory in bytes: 4 for each item and `4 * n_levels * branching_factor + 8 * sparsity` for each cell.
+    Memory in bytes: `4 * n_levels * branching_factor + 8 * sparsity` for each cell in the arrays, and about
+    `150 + 32 * sparsity` in the look-up, which is made when it is first used.
     """
 
     def __init__(self, codes: np.ndarray, level_scores: np.ndarray):
         cells, cell_of = np.unique(np.sort(codes, 1), axis=0, return_inverse=True)
-        cell_of = cell_of.ravel()
-        counts = np.bincount(cell_of, minlength=len(cells))
-        order = np.argsort(cell_of, kind="stable")
-        sums = np.add.reduceat(level_scores[order], np.cumsum(counts) - counts, axis=0, dtype=np.float32)
-        self._scores = sums / counts[:, None, None].astype(np.float32)
-        self._cell_of = cell_of.astype(np.int32)
-        self._codes = self._best_first(cells)
+        counts = np.bincount(cell_of.ravel(), minlength=len(cells))
+        means = np.zeros((len(cells), *level_scores.shape[1:]), dtype=np.float32)
+        if len(codes):
+            order = np.argsort(cell_of.ravel(), kind="stable")
+            np.add.reduceat(level_scores[order], np.cumsum(counts) - counts, axis=0, out=means)
+            means /= counts[:, None, None].astype(np.float32)
+        self._scores = means
+        self._codes = _best_first(cells, means)
+        self._n_cells = len(cells)
 
-    def of(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Mean level scores and codes, best first, of the cells that the items at `positions` lie in."""
-        cells = self._cell_of[positions]
-        return self._scores[cells], self._codes[cells]
+    @cached_property
+    def _rows(self) -> dict[tuple[int, ...], int]:
+        cells = np.sort(self._codes[: self._n_cells], 1).tolist()
+        return {tuple(cell): row for row, cell in enumerate(cells)}
 
-    def _best_first(self, cells: np.ndarray) -> np.ndarray:
-        n_levels, branching_factor = self._scores.shape[1:]
-        leaf_scores = np.zeros(cells.shape, dtype=np.float64)
-        for level in range(n_levels):
-            digits = cells // branching_factor ** (n_levels - 1 - level) % branching_factor
-            leaf_scores += np.take_along_axis(self._scores[:, level], digits, 1)
-        return np.take_along_axis(cells, np.argsort(-leaf_scores, 1, kind="stable"), 1)
+    def of(self, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Look up cells.
+
+        Parameters
+        ----------
+        codes : ndarray of shape (n_items, sparsity), dtype int64
+            Codes that were given before, in any order within a row.
+
+        Returns
+        -------
+        level_scores : ndarray of shape (n_items, n_levels, branching_factor), dtype float32
+            Mean scores of each item's cell.
+        codes : ndarray of shape (n_items, sparsity), dtype int64
+            The codes, best first by these scores.
+        """
+        cells, cell_of = np.unique(np.sort(codes, 1), axis=0, return_inverse=True)
+        rows = np.array([self._rows[tuple(cell)] for cell in cells.tolist()], dtype=np.int64)
+        rows = rows[cell_of.ravel()]
+        return self._scores[rows], self._codes[rows]
+
+    def add(self, codes: np.ndarray, level_scores: np.ndarray) -> None:
+        """Add the cells of further items; those that are there already keep their means.
+
+        One thread at a time may add.
+        """
+        known = self._rows
+        new = [tuple(cell) not in known for cell in np.sort(codes, 1).tolist()]
+        if not any(new):
+            return
+        more = CellScores(codes[new], level_scores[new])
+        first, n_cells = self._n_cells, self._n_cells + more._n_cells
+        if n_cells > len(self._codes):
+            # Half as much room again, so that one cell at a time stays cheap.
+            room = n_cells + n_cells // 2
+            self._scores, self._codes = (
+                np.concatenate([old[:first], np.zeros((room - first, *old.shape[1:]), old.dtype)])
+                for old in (self._scores, self._codes)
+            )
+        self._scores[first:n_cells] = more._scores
+        self._codes[first:n_cells] = more._codes
+        self._n_cells = n_cells
+        # Last of all: a reader finds a cell here first.
+        known.update({cell: first + row for cell, row in more._rows.items()})
+
+    def __getstate__(self) -> dict[str, Any]:
+        n = self._n_cells
+        return {"_scores": self._scores[:n], "_codes": self._codes[:n], "_n_cells": n}
+
+
+def _best_first(cells: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """Order the leaves of each cell by their scores; equal ones by ascending id."""
+    n_levels, branching_factor = scores.shape[1:]
+    leaf_scores = np.zeros(cells.shape, dtype=np.float64)
+    for level in range(n_levels):
+        digits = cells // branching_factor ** (n_levels - 1 - level) % branching_factor
+        leaf_scores += np.take_along_axis(scores[:, level], digits, 1)
+    return np.take_along_axis(cells, np.argsort(-leaf_scores, 1, kind="stable"), 1)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import os
-import threading
-from numbers import Integral
+from collections.abc import Iterator
+from numbers import Integral, Real
 from operator import index as as_int
 from typing import Any
 
@@ -18,6 +18,7 @@ from sklearn.utils.validation import _num_samples, check_consistent_length, chec
 
 from hqsearch.codes import CellScores
 from hqsearch.encoder import HierarchicalHashEncoder
+from hqsearch.items import FittedItems, IndexState
 from hqsearch.metrics import precision_at_k
 from hqsearch.search import LeafTable, SearchStats
 
@@ -54,6 +55,8 @@ class HierarchicalHashIndex(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         every leaf under the best parent before the second parent.
     storage : {"float32", "float16", "int8"}, default="float32"
         How embedding vectors are kept.
+    radius : float, default=1.0
+        Radius of `radius_neighbors`, unless a call says otherwise.
     n_jobs : int or None, default=None
         Threads of a search, as in joblib.
     random_state : int, RandomState instance or None, default=None
@@ -63,10 +66,12 @@ class HierarchicalHashIndex(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
     ----------
     encoder_ : estimator
         The fitted encoder.
-    labels_ : ndarray of shape (n_samples_fit_,) or None
-        Labels of the fitted items, where `fit` got them.
+    labels_ : ndarray of shape (n_positions_,) or None
+        Labels of the items by position; None where `fit` or an `add` got none.
     n_samples_fit_ : int
-        Number of fitted items.
+        Number of items that a search can return.
+    n_positions_ : int
+        Positions ever given, the removed ones among them; `n_samples_fit_` until something is removed.
     n_features_in_ : int
         `X.shape[1]` as seen in `fit`.
     feature_names_in_ : ndarray of shape (n_features_in_,)
@@ -79,7 +84,8 @@ class HierarchicalHashIndex(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
 
     Notes
     -----
-    Reads never change the fitted index, so many threads may search at once.
+    Reads never change the fitted index, so many threads may search at once. `add`, `remove` and `compact` put
+    a new snapshot in the place of the old one: a search that runs meanwhile sees either, never half a change.
 
     References
     ----------
@@ -106,6 +112,7 @@ class HierarchicalHashIndex(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         "mode": [StrOptions({"distance", "connectivity"})],
         "probing": [StrOptions({"best_first", "lexicographic"})],
         "storage": [StrOptions({"float32", "float16", "int8"})],
+        "radius": [Interval(Real, 0, None, closed="left")],
         "n_jobs": [None, Integral],
         "random_state": ["random_state"],
     }
@@ -120,6 +127,7 @@ class HierarchicalHashIndex(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         mode: str = "distance",
         probing: str = "best_first",
         storage: str = "float32",
+        radius: float = 1.0,
         n_jobs: int | None = None,
         random_state: Any = None,
     ):
@@ -130,6 +138,7 @@ class HierarchicalHashIndex(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         self.mode = mode
         self.probing = probing
         self.storage = storage
+        self.radius = radius
         self.n_jobs = n_jobs
         self.random_state = random_state
 
@@ -160,18 +169,16 @@ class HierarchicalHashIndex(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
             check_consistent_length(X, y)
         self.encoder_ = self._fit_encoder(X, y)
         embedding, level_scores, codes = self._describe(X)
-        self._table = LeafTable.build(
+        table = LeafTable.build(
             embedding,
             codes,
             branching_factor=self.encoder_.branching_factor,
             n_levels=self.encoder_.n_levels,
             storage=self.storage,
         )
-        self._cell_scores = CellScores(codes, level_scores)
-        self.labels_ = None if y is None else np.asarray(y)
-        self.n_samples_fit_ = len(codes)
-        self._n_features_out = self.n_samples_fit_
-        self._counter = SearchCounter()
+        labels = None if y is None else np.asarray(y)
+        self._items = FittedItems(table, CellScores(codes, level_scores), labels)
+        self._state = IndexState()
         return self
 
     def _fit_encoder(self, X: Any, y: Any) -> Any:
@@ -202,6 +209,7 @@ class HierarchicalHashIndex(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         return_distance: bool = True,
         *,
         n_probes: int | None = None,
+        allowed: np.ndarray | None = None,
         return_stats: bool = False,
     ) -> Any:
         """Nearest neighbours among the candidates of each query.
@@ -209,13 +217,15 @@ class HierarchicalHashIndex(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         Parameters
         ----------
         X : array-like of shape (n_queries, ...), default=None
-            Queries. None means the fitted items, each without itself.
+            Queries. None means the fitted items that are not removed, each without itself.
         n_neighbors : int, default=None
             Neighbours of each query; None takes the index's.
         return_distance : bool, default=True
             Whether to return distances too.
         n_probes : int, default=None
             Leaves to open; None takes the index's.
+        allowed : ndarray of shape (n_positions_,), dtype bool, default=None
+            Items that may be returned. The others are left out before anything is scored.
         return_stats : bool, default=False
             Whether to return the counts of this call's work too.
 
@@ -232,7 +242,7 @@ class HierarchicalHashIndex(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         Raises
         ------
         ValueError
-            If `n_neighbors` exceeds the number of fitted items, or X does not fit the encoder.
+            If `n_neighbors` exceeds the number of items, or of allowed ones, or X does not fit the encoder.
 
         Notes
         -----
@@ -240,70 +250,118 @@ class HierarchicalHashIndex(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         share its code.
         """
         check_is_fitted(self)
-        n_neighbors = self._check_n_neighbors(X, n_neighbors)
-        n_probes = self.n_probes if n_probes is None else n_probes
-        if X is None:
-            distances, positions, stats = self._search_from_items(n_neighbors, n_probes)
-        else:
-            found = self._search(*self._describe(X), n_neighbors, n_probes)
-            distances, positions, stats = found.distances, found.positions, found.stats
-        self._counter.add(stats)
-        answer = (*((distances,) if return_distance else ()), positions, *((stats,) if return_stats else ()))
-        return answer[0] if len(answer) == 1 else answer
-
-    def _check_n_neighbors(self, X: Any, n_neighbors: Any) -> int:
-        if n_neighbors is None:
-            n_neighbors = self.n_neighbors
-        if not isinstance(n_neighbors, Integral):
-            raise TypeError(f"n_neighbors does not take {type(n_neighbors)} value, enter integer value.")
-        n_neighbors = as_int(n_neighbors)
-        if n_neighbors <= 0:
-            raise ValueError(f"Expected n_neighbors > 0, but n_neighbors = {n_neighbors}.")
-        available = self.n_samples_fit_ - (X is None)
-        if n_neighbors > available:
-            bound, n_queries = ("<", self.n_samples_fit_) if X is None else ("<=", _num_samples(X))
+        items = self._items
+        n_neighbors = _check_n_neighbors(self.n_neighbors if n_neighbors is None else n_neighbors)
+        _check_enough_items(X, n_neighbors, items.table.n_live_items)
+        options = self._search_options(n_probes, allowed)
+        found = [
+            items.table.search(*queries, n_neighbors, exclude=own, **options)
+            for queries, own in self._queries(X, items)
+        ]
+        n_found = min((part.n_found for part in found), default=n_neighbors)
+        if n_found < n_neighbors:
             raise ValueError(
-                f"Expected n_neighbors {bound} n_samples_fit, but n_neighbors = {n_neighbors}, "
-                f"n_samples_fit = {self.n_samples_fit_}, n_samples = {n_queries}."
+                "Expected n_neighbors <= number of allowed items, but "
+                f"n_neighbors = {n_neighbors}, and a query has only {n_found}."
             )
-        return n_neighbors
-
-    def _search(
-        self,
-        embedding: np.ndarray,
-        level_scores: np.ndarray,
-        codes: np.ndarray,
-        n_neighbors: int,
-        n_probes: int | None,
-        exclude: np.ndarray | None = None,
-    ) -> Any:
-        return self._table.search(
-            embedding,
-            level_scores,
-            codes,
-            n_neighbors,
-            n_probes=n_probes,
-            probing=self.probing,
-            exclude=exclude,
-            n_jobs=self.n_jobs,
+        stats = self._count(found)
+        distances, positions = (
+            getattr(found[0], name)
+            if len(found) == 1
+            else np.concatenate([getattr(part, name) for part in found])
+            for name in ("distances", "positions")
         )
+        return _choose((distances, return_distance), (positions, True), (stats, return_stats))
 
-    def _search_from_items(
-        self, n_neighbors: int, n_probes: int | None
-    ) -> tuple[np.ndarray, np.ndarray, SearchStats]:
-        own, embedding = self._table.stored_vectors()
-        distances = np.empty((len(own), n_neighbors), dtype=np.float32)
-        positions = np.empty((len(own), n_neighbors), dtype=np.int64)
-        stats = SearchStats()
+    def _queries(
+        self, X: Any, items: FittedItems
+    ) -> Iterator[tuple[tuple[np.ndarray, np.ndarray, np.ndarray], np.ndarray | None]]:
+        """Embedding, level scores and codes of the queries, and for fitted items their own positions."""
+        if X is not None:
+            yield self._describe(X), None
+            return
+        own, embedding = items.table.stored_vectors()
+        codes = items.table.stored_codes()
         for start in range(0, len(own), SELF_QUERY_BLOCK):
             block = slice(start, start + SELF_QUERY_BLOCK)
-            level_scores, codes = self._cell_scores.of(own[block])
-            found = self._search(
-                embedding[block], level_scores, codes, n_neighbors, n_probes, exclude=own[block]
+            level_scores, ordered = items.cell_scores.of(codes[block])
+            yield (embedding[block], level_scores, ordered), own[block]
+
+    def _search_options(self, n_probes: int | None, allowed: np.ndarray | None) -> dict[str, Any]:
+        return {
+            "n_probes": self.n_probes if n_probes is None else n_probes,
+            "probing": self.probing,
+            "allowed": allowed,
+            "n_jobs": self.n_jobs,
+        }
+
+    def _count(self, found: list) -> SearchStats:
+        stats = sum((part.stats for part in found), SearchStats())
+        self._state.count(stats)
+        return stats
+
+    def radius_neighbors(
+        self,
+        X: Any = None,
+        radius: float | None = None,
+        return_distance: bool = True,
+        *,
+        n_probes: int | None = None,
+        allowed: np.ndarray | None = None,
+        return_stats: bool = False,
+    ) -> Any:
+        """Neighbours within a radius, among the items of the leaves that each query opens.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_queries, ...), default=None
+            Queries. None means the fitted items that are not removed, each without itself.
+        radius : float, default=None
+            Euclidean distance (not squared) of embeddings up to which items are returned; None takes the
+            index's.
+        return_distance : bool, default=True
+            Whether to return distances too.
+        n_probes : int, default=None
+            Leaves to open; None takes the index's. No further leaf is opened, however few items are found.
+        allowed : ndarray of shape (n_positions_,), dtype bool, default=None
+            Items that may be returned.
+        return_stats : bool, default=False
+            Whether to return the counts of this call's work too.
+
+        Returns
+        -------
+        distances : ndarray of shape (n_queries,), dtype object
+            An array of float32 distances for each query, ascending. Only with `return_distance=True`.
+        positions : ndarray of shape (n_queries,), dtype object
+            An array of int64 positions for each query.
+        stats : SearchStats
+            Counts of this call. Only with `return_stats=True`.
+
+        Raises
+        ------
+        ValueError
+            If `radius` is negative, or X does not fit the encoder.
+        """
+        check_is_fitted(self)
+        items = self._items
+        options = self._search_options(n_probes, allowed)
+        found = [
+            items.table.radius_search(
+                *queries,
+                self.radius if radius is None else radius,
+                exclude=own,
+                **options,
             )
-            distances[block], positions[block] = found.distances, found.positions
-            stats = stats + found.stats
-        return distances, positions, stats
+            for queries, own in self._queries(X, items)
+        ]
+        stats = self._count(found)
+        distances, positions = (
+            _array_of_arrays(
+                [row for part in found for row in np.split(getattr(part, name), part.indptr[1:-1])]
+            )
+            for name in ("distances", "positions")
+        )
+        return _choose((distances, return_distance), (positions, True), (stats, return_stats))
 
     def kneighbors_graph(
         self,
@@ -312,6 +370,7 @@ class HierarchicalHashIndex(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         mode: str = "connectivity",
         *,
         n_probes: int | None = None,
+        allowed: np.ndarray | None = None,
     ) -> sp.csr_matrix:
         """Nearest neighbours as a sparse graph.
 
@@ -325,10 +384,12 @@ class HierarchicalHashIndex(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
             Entries: ones, or Euclidean distances of embeddings.
         n_probes : int, default=None
             Leaves to open; None takes the index's.
+        allowed : ndarray of shape (n_positions_,), dtype bool, default=None
+            Items that may be returned.
 
         Returns
         -------
-        csr_matrix of shape (n_queries, n_samples_fit_), dtype float64
+        csr_matrix of shape (n_queries, n_positions_), dtype float64
             `n_neighbors` entries per row, by ascending distance.
 
         Raises
@@ -338,11 +399,11 @@ class HierarchicalHashIndex(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         """
         if mode not in ("connectivity", "distance"):
             raise ValueError(f"Expected mode to be 'connectivity' or 'distance', got {mode!r}.")
-        distances, positions = self.kneighbors(X, n_neighbors, n_probes=n_probes)
+        distances, positions = self.kneighbors(X, n_neighbors, n_probes=n_probes, allowed=allowed)
         values = distances.astype(np.float64) if mode == "distance" else np.ones(distances.shape)
         indptr = np.arange(len(positions) + 1) * positions.shape[1]
         return sp.csr_matrix(
-            (values.ravel(), positions.ravel(), indptr), shape=(len(positions), self.n_samples_fit_)
+            (values.ravel(), positions.ravel(), indptr), shape=(len(positions), self.n_positions_)
         )
 
     def transform(self, X: Any) -> sp.csr_matrix:
@@ -355,7 +416,7 @@ class HierarchicalHashIndex(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
 
         Returns
         -------
-        csr_matrix of shape (n_queries, n_samples_fit_), dtype float64
+        csr_matrix of shape (n_queries, n_positions_), dtype float64
             With `mode="distance"`, `n_neighbors + 1` entries per row, because a fitted item is its own
             nearest neighbour; with `mode="connectivity"`, `n_neighbors`.
         """
@@ -383,15 +444,152 @@ class HierarchicalHashIndex(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
             If the index was fitted without labels.
         """
         check_is_fitted(self)
-        if self.labels_ is None:
+        labels = self.labels_
+        if labels is None:
             raise ValueError("Expected an index that was fitted with y, but labels_ is None.")
-        return precision_at_k(y, self.labels_[self.kneighbors(X, return_distance=False)])
+        return precision_at_k(y, labels[self.kneighbors(X, return_distance=False)])
+
+    def add(self, X: Any, y: Any = None) -> np.ndarray:
+        """Append items.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, ...)
+            Items.
+        y : array-like of shape (n_samples,), default=None
+            Their labels. Without them `labels_` is None from then on.
+
+        Returns
+        -------
+        ndarray of shape (n_samples,), dtype int64
+            Their positions, `n_positions_` and following. No other item is renumbered.
+
+        Raises
+        ------
+        ValueError
+            If X does not fit the encoder, or y is of the wrong length or kind.
+        """
+        check_is_fitted(self)
+        described = self._describe(X)
+        if y is not None:
+            check_consistent_length(X, y)
+            y = np.asarray(y)
+        with self._state.changing:
+            first = self._items.table.n_items
+            self._items = self._items.add(*described, y)
+            return np.arange(first, self._items.table.n_items)
+
+    def remove(self, positions: Any) -> HierarchicalHashIndex:
+        """Take items out. Their positions stay vacant: nothing is renumbered until `compact`.
+
+        Parameters
+        ----------
+        positions : array-like of shape (n_removed,), dtype int64
+            Positions of items; one that is listed twice is removed once.
+
+        Returns
+        -------
+        HierarchicalHashIndex
+            This index.
+
+        Raises
+        ------
+        ValueError
+            If a position was never given or is removed already. Nothing is removed then.
+        """
+        check_is_fitted(self)
+        with self._state.changing:
+            self._items = self._items.remove(positions)
+        return self
+
+    def compact(self) -> np.ndarray:
+        """Close the gaps that `remove` left.
+
+        Returns
+        -------
+        ndarray of shape (n_samples_fit_,), dtype int64
+            The old position of each item; its new one is its place in this array.
+        """
+        check_is_fitted(self)
+        with self._state.changing:
+            left = self._items.table.live_positions()
+            self._items = self._items.compact()
+        return left
+
+    def to_faiss(self) -> Any:
+        """Copy the items into a faiss IVF index whose lists are our leaves (extra `faiss`).
+
+        Returns
+        -------
+        faiss.IndexIVFFlat
+            Its ids are our positions. Search it with `search_preassigned` and the lists of
+            `faiss_lists`: the neighbours are the same.
+
+        Raises
+        ------
+        ImportError
+            If faiss is not installed.
+        """
+        check_is_fitted(self)
+        return self._items.table.to_faiss()
+
+    def faiss_lists(
+        self, X: Any, n_neighbors: int | None = None, *, n_probes: int | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Prepare queries for the index of `to_faiss`: what its `search_preassigned` wants to know.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_queries, ...)
+            Queries.
+        n_neighbors : int, default=None
+            Neighbours that will be asked for; None takes the index's.
+        n_probes : int, default=None
+            Leaves to open; None takes the index's.
+
+        Returns
+        -------
+        embedding : ndarray of shape (n_queries, embedding_dim), dtype float32
+            The query vectors.
+        lists : ndarray of shape (n_queries, n_lists), dtype int64
+            Lists to open, -1 past a query's last.
+        """
+        check_is_fitted(self)
+        n_neighbors = _check_n_neighbors(self.n_neighbors if n_neighbors is None else n_neighbors)
+        n_probes = self.n_probes if n_probes is None else n_probes
+        embedding, level_scores, codes = self._describe(X)
+        lists = self._items.table.cells_to_probe(
+            level_scores, codes, n_neighbors, n_probes=n_probes, probing=self.probing
+        )
+        return embedding, lists
+
+    @property
+    def labels_(self) -> np.ndarray | None:
+        """Labels of the items by position."""
+        check_is_fitted(self)
+        return self._items.labels
+
+    @property
+    def n_samples_fit_(self) -> int:
+        """Number of items that a search can return."""
+        check_is_fitted(self)
+        return self._items.table.n_live_items
+
+    @property
+    def n_positions_(self) -> int:
+        """Positions ever given."""
+        check_is_fitted(self)
+        return self._items.table.n_items
+
+    @property
+    def _n_features_out(self) -> int:
+        return self.n_positions_
 
     @property
     def search_stats_(self) -> SearchStats:
         """Counts of all searches since `fit`: queries, leaves opened, empty leaves, candidates, distances."""
         check_is_fitted(self)
-        return self._counter.total()
+        return self._state.total()
 
     def suf(self) -> float:
         """Search speed-up factor of all searches since `fit`.
@@ -500,11 +698,11 @@ class HierarchicalHashIndex(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         index = load_estimator(
             cls, path, mmap_mode=mmap_mode, verify=verify, encoder=encoder, network=network, trusted=trusted
         )
-        index._counter = SearchCounter()
+        index._state = IndexState()
         return index
 
     def __sklearn_is_fitted__(self) -> bool:
-        return hasattr(self, "_table")
+        return hasattr(self, "_items")
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -512,25 +710,31 @@ class HierarchicalHashIndex(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         return tags
 
 
-class SearchCounter:
-    """Adds up the counts of searches that run in several threads."""
+def _check_n_neighbors(n_neighbors: Any) -> int:
+    if not isinstance(n_neighbors, Integral):
+        raise TypeError(f"n_neighbors does not take {type(n_neighbors)} value, enter integer value.")
+    n_neighbors = as_int(n_neighbors)
+    if n_neighbors <= 0:
+        raise ValueError(f"Expected n_neighbors > 0, but n_neighbors = {n_neighbors}.")
+    return n_neighbors
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._total = SearchStats()
 
-    def add(self, stats: SearchStats) -> None:
-        """Add the counts of one search."""
-        with self._lock:
-            self._total = self._total + stats
+def _check_enough_items(X: Any, n_neighbors: int, n_items: int) -> None:
+    if n_neighbors > n_items - (X is None):
+        bound, n_queries = ("<", n_items) if X is None else ("<=", _num_samples(X))
+        raise ValueError(
+            f"Expected n_neighbors {bound} n_samples_fit, but n_neighbors = {n_neighbors}, "
+            f"n_samples_fit = {n_items}, n_samples = {n_queries}."
+        )
 
-    def total(self) -> SearchStats:
-        """Return the counts so far."""
-        return self._total
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"_total": self._total}
+def _array_of_arrays(rows: list[np.ndarray]) -> np.ndarray:
+    array = np.empty(len(rows), dtype=object)
+    array[:] = rows
+    return array
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self._lock = threading.Lock()
-        self._total = state["_total"]
+
+def _choose(*parts: tuple[Any, bool]) -> Any:
+    """Return the wanted parts: one by itself, several as a tuple."""
+    wanted = tuple(part for part, want in parts if want)
+    return wanted[0] if len(wanted) == 1 else wanted

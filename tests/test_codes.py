@@ -1,5 +1,7 @@
 """Level scores to codes: order, ties, sparse rows, and the scores kept for fitted items."""
 
+import pickle
+
 import numpy as np
 import pytest
 
@@ -52,8 +54,24 @@ def test_items_of_one_cell_get_its_mean_scores_and_its_codes_best_first():
     codes = greedy_codes(scores, 2)
     np.testing.assert_array_equal(codes, [[2, 1], [1, 2], [6, 7]])
     cells = CellScores(codes, scores)
-    found_scores, found_codes = cells.of(np.array([1, 0, 2]))
+    found_scores, found_codes = cells.of(codes[[1, 0, 2]])
     np.testing.assert_array_equal(found_scores[0], [[2, 0, 0], [0, 4, 3]])
     np.testing.assert_array_equal(found_scores[1], found_scores[0])
     np.testing.assert_array_equal(found_scores[2], scores[2])
     np.testing.assert_array_equal(found_codes, [[1, 2], [1, 2], [6, 7]])
+
+
+def test_cells_are_added_once_and_keep_their_scores():
+    rng = np.random.default_rng(0)
+    scores = rng.normal(size=(400, 2, 5)).astype(np.float32)
+    codes = greedy_codes(scores, 2)
+    cells = CellScores(codes[:10], scores[:10])
+    first = cells.of(codes[:10])
+    for item in range(10, 400):
+        cells.add(codes[item : item + 1], scores[item : item + 1])
+    for found, expected in zip(cells.of(codes[:10]), first, strict=True):
+        np.testing.assert_array_equal(found, expected)
+    _, found_codes = cells.of(codes)
+    np.testing.assert_array_equal(np.sort(found_codes, 1), np.sort(codes, 1))
+    back = pickle.loads(pickle.dumps(cells))
+    np.testing.assert_array_equal(back.of(codes)[0], cells.of(codes)[0])

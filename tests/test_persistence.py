@@ -270,6 +270,39 @@ def test_positions_stay_as_they_are_after_adding_and_removing(items, storage):
             np.testing.assert_array_equal(mine.distances, other.distances)
 
 
+@pytest.mark.parametrize("mmap_mode", [None, "r"])
+def test_a_changed_index_comes_back_and_changes_on(items, tmp_path, mmap_mode):
+    index = HierarchicalHashIndex(PlainEncoder(), sparsity=2).fit(items[:300], np.arange(300))
+    index.add(items[300:350], np.arange(300, 350))
+    index.remove(np.arange(0, 350, 3))
+    index.save(tmp_path)
+    loaded = HierarchicalHashIndex.load(tmp_path, mmap_mode, encoder=PlainEncoder)
+    for change in (
+        lambda i: None,
+        lambda i: i.add(items[350:], np.arange(350, 400)).tolist(),
+        lambda i: np.asarray(i.remove([1, 361]) is i).tolist(),
+        lambda i: i.compact().tolist(),
+    ):
+        assert change(loaded) == change(index)
+        assert (loaded.n_samples_fit_, loaded.n_positions_) == (index.n_samples_fit_, index.n_positions_)
+        np.testing.assert_array_equal(loaded.labels_, index.labels_)
+        assert_same_index(loaded, index, items[::20])
+
+
+def test_no_kernel_is_compiled_anew_for_a_mapped_index(plain, items, tmp_path, monkeypatch):
+    from hqsearch.search import engine
+
+    monkeypatch.setattr("hqsearch.persistence.files._MAPPED_FROM", 1)
+    plain.save(tmp_path)
+    loaded = HierarchicalHashIndex.load(tmp_path, "r", encoder=PlainEncoder)
+    arrays = table_arrays(loaded._items.table)[1]
+    assert not any(array.flags.writeable for array in arrays.values())
+    assert_same_index(loaded, plain, items[:9])
+    for kernel in (engine.search_slice, engine.plan_search, engine.score_pairs):
+        for signature in kernel.signatures:
+            assert all(getattr(argument, "mutable", True) for argument in signature)
+
+
 def test_a_table_without_items_comes_back(items):
     table = LeafTable.build(items[:0], np.zeros((0, 1), int), branching_factor=4, n_levels=2)
     again = table_from_arrays(*table_arrays(table))
@@ -283,7 +316,7 @@ def test_a_mapped_index_is_searched_by_threads_and_pickled(plain, items, tmp_pat
     with ThreadPoolExecutor(4) as pool:
         for found in pool.map(lambda _: loaded.kneighbors(items)[1], range(12)):
             np.testing.assert_array_equal(found, expected)
-    table = pickle.loads(pickle.dumps(loaded._table))
+    table = pickle.loads(pickle.dumps(loaded._items.table))
     shutil.rmtree(tmp_path)
     codes = loaded.encoder_.encode(items)
     found = table.search(items, loaded.encoder_.level_scores(items), codes, 5)
@@ -324,7 +357,9 @@ def test_string_classes_come_back(digits, tmp_path):
 
 def test_other_objects_as_labels_are_refused_before_anything_is_written(items, tmp_path):
     index = HierarchicalHashIndex(PlainEncoder()).fit(items[:3], np.array(["a", None, "b"], dtype=object))
-    with pytest.raises(ValueError, match=r"labels_ to be an array of numbers, booleans or strings.*NoneType"):
+    with pytest.raises(
+        ValueError, match=r"Expected labels to be an array of numbers, booleans or strings.*NoneType"
+    ):
         index.save(tmp_path / "saved")
     assert list(tmp_path.iterdir()) == []
 
@@ -600,10 +635,10 @@ def test_a_newer_format_is_refused(plain, tmp_path):
         (lambda m: m.update(data="../elsewhere"), "names no data folder"),
         (lambda m: m.update(format="other"), "does not say format 'hqsearch'"),
         (lambda m: m.pop("state"), "manifest.json is foreign"),
-        (lambda m: m["state"].update(labels_={"unheard": 1}), "manifest.json: .*known kind"),
-        (lambda m: m["state"].update(labels_={"array": "other"}), "other.npy is missing"),
-        (lambda m: m["files"]["labels_.npy"].update(dtype="|O"), "labels_.npy is foreign: .*Python objects"),
-        (lambda m: m["files"]["labels_.npy"].update(shape=[2]), r"labels_.npy .*int64 of shape \(2,\)"),
+        (lambda m: m["state"].update(n_features_in_={"unheard": 1}), "manifest.json: .*known kind"),
+        (lambda m: m["state"].update(n_features_in_={"array": "other"}), "other.npy is missing"),
+        (lambda m: m["files"]["labels.npy"].update(dtype="|O"), "labels.npy is foreign: .*Python objects"),
+        (lambda m: m["files"]["labels.npy"].update(shape=[2]), r"labels.npy .*int64 of shape \(2,\)"),
         (lambda m: m["parameters"].update(surprise=1), "manifest.json is foreign.*surprise"),
         (lambda m: m["state"].update(encoder_={"encoder": ["os:system", "encoder"]}), "trusted=True"),
         (lambda m: m["state"].update(encoder_={"encoder": ["hqsearch.index:os", "encoder"]}), "trusted=True"),
@@ -623,16 +658,16 @@ def test_arrays_of_python_objects_are_never_unpickled(plain, tmp_path):
 
     plain.save(tmp_path)
     (data,) = tmp_path.glob("data-*")
-    file = data / "labels_.npy"
+    file = data / "labels.npy"
     np.save(file, np.array([Bomb()], dtype=object), allow_pickle=True)
 
     def enter(manifest):
         content = file.read_bytes()
         entry = {"bytes": len(content), "sha256": folders.hashlib.sha256(content).hexdigest()}
-        manifest["files"]["labels_.npy"] |= entry
+        manifest["files"]["labels.npy"] |= entry
 
     rewrite_manifest(tmp_path, enter)
-    with pytest.raises(ValueError, match=r"labels_.npy is damaged or foreign"):
+    with pytest.raises(ValueError, match=r"labels.npy is damaged or foreign"):
         HierarchicalHashIndex.load(tmp_path, encoder=PlainEncoder)
 
 
@@ -656,7 +691,7 @@ def test_every_array_is_a_plain_npy_file(index, tmp_path):
     ],
 )
 def test_places_outside_a_table_are_refused_before_a_kernel_reads_them(plain, name, spoil):
-    numbers, arrays = table_arrays(plain._table)
+    numbers, arrays = table_arrays(plain._items.table)
     arrays = {key: array.copy() for key, array in arrays.items()}
     spoil(arrays[f"segment0.{name}"])
     with pytest.raises(ValueError, match=r"Expected (segment0|live)"):
@@ -771,7 +806,7 @@ def test_readers_and_writers_at_once_see_whole_indexes(items, tmp_path):
                 version = int(loaded.labels_[0])
                 seen.add(version)
                 assert (loaded.labels_ == version).all()
-                assert loaded.n_samples_fit_ == len(loaded.labels_) == loaded._table.n_items == 50 + version
+                assert loaded.n_samples_fit_ == len(loaded.labels_) == loaded.n_positions_ == 50 + version
         finally:
             stop.set()
         for writer in writers:

@@ -213,17 +213,11 @@ class DataReader:
 
 
 def _map(path: Path) -> np.ndarray:
-    """Map a file: processes share its pages, and nothing is read until it is used.
-
-    Copy on write, because numba compiles kernels anew for read-only arrays. Nothing ever writes, so no page
-    is copied. Where the system reserves memory for such copies and refuses, read-only it is.
-    """
+    """Map a file read-only: processes share its pages, and nothing is read until it is used."""
     try:
-        return np.asarray(np.memmap(path, dtype=np.uint8, mode="c"))
+        return np.asarray(np.memmap(path, dtype=np.uint8, mode="r"))
     except FileNotFoundError as error:
         raise ValueError(f"{path} is missing.") from error
-    except (OSError, MemoryError):
-        return np.asarray(np.memmap(path, dtype=np.uint8, mode="r"))
 
 
 def _as_array(path: Path, content: np.ndarray, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:

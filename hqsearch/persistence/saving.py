@@ -20,7 +20,7 @@ from hqsearch.persistence.values import UnsavableError, encode
 
 _PACKAGES = ("hqsearch", "numpy", "scipy", "scikit-learn", "numba", "torch", "safetensors")
 # Counts of searches begin anew, and metadata routing is configuration of a process, not of an index.
-_NOT_SAVED = ("_counter", "_metadata_request")
+_NOT_SAVED = ("_state", "_metadata_request")
 
 
 def save_estimator(estimator: BaseEstimator, path: str | os.PathLike) -> None:
@@ -85,7 +85,8 @@ def _encode_attribute(value: Any, name: str, writer: DataWriter) -> Any:
         return {"model": [encode(structure, name, writer), _encode_network(value._network)]}
     if name == "encoder_":
         return {"encoder": [import_path(type(value)), _add_encoder(value, "encoder", writer)]}
-    return encode(value, name, writer)
+    # The items' parts go by their own names.
+    return encode(value, "" if name == "_items" else name, writer)
 
 
 def _encode_network(network: Any) -> Any:

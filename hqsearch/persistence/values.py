@@ -16,7 +16,7 @@ from hqsearch.persistence.files import DataReader, DataWriter
 from hqsearch.search import LeafTable, table_arrays, table_from_arrays
 
 # Classes of this package that are saved attribute by attribute.
-_BY_ATTRIBUTES = {"CellScores": "hqsearch.codes"}
+_BY_ATTRIBUTES = {"CellScores": "hqsearch.codes", "FittedItems": "hqsearch.items"}
 _BIT_GENERATORS = ("MT19937", "PCG64", "PCG64DXSM", "Philox", "SFC64")
 # Arrays whose values lead to no place in another one. Wrong ones give wrong distances or another order of
 # leaves, no worse, so they need not be read through before they are used.
@@ -69,7 +69,8 @@ def encode(value: Any, name: str, writer: DataWriter) -> Any:
         numbers, arrays = table_arrays(value)
         return {"leaf_table": [_encode_items(numbers, name, writer), _encode_items(arrays, name, writer)]}
     if _BY_ATTRIBUTES.get(type(value).__name__) == type(value).__module__:
-        return {"object": [type(value).__name__, _encode_items(vars(value), name, writer)]}
+        # What a pickle would hold, without views that are made again on first use.
+        return {"object": [type(value).__name__, _encode_items(value.__getstate__(), name, writer)]}
     kind = f"{type(value).__module__}.{type(value).__qualname__}"
     raise UnsavableError(
         f"Expected {name} to be made of None, numbers, strings, lists, tuples, dicts and arrays, got {kind}."
@@ -77,7 +78,8 @@ def encode(value: Any, name: str, writer: DataWriter) -> Any:
 
 
 def _encode_items(items: dict[str, Any], name: str, writer: DataWriter) -> dict[str, Any]:
-    encoded = {key: encode(item, f"{name}.{key.lstrip('_')}", writer) for key, item in items.items()}
+    prefix = f"{name}." if name else ""
+    encoded = {key: encode(item, prefix + key.lstrip("_"), writer) for key, item in items.items()}
     for key, saved in encoded.items():
         if key.endswith(_FIGURES) and isinstance(saved, dict) and "array" in saved:
             encoded[key] = {"figures": saved["array"]}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hqsearch.search.checks import check_allowed, check_exclude, check_probing, check_queries
+from hqsearch.search.checks import check_allowed, check_exclude, check_probing, check_queries, readable
 from hqsearch.search.results import RadiusResult, SearchResult, SearchStats
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class _Batch:
         self.directory = directory = table._directory
         self.leaves = table._leaf_arrays
         n_queries = len(self.queries)
-        flags = table._live_flags
+        flags = readable(table._live_flags)
         if allowed is None:
             self.keep = _NO_MASK if table.n_live_items == table.n_items else flags
             n_items = table.n_live_items
@@ -114,11 +114,12 @@ def _search_alone(
     """
     distances = np.empty((1, n_neighbors), dtype=np.float32)
     positions = np.empty((1, n_neighbors), dtype=np.int64)
+    keep = _NO_MASK if table.n_live_items == table.n_items else readable(table._live_flags)
     totals, n_found = _kernels().search_slice(
         queries, _ONE_QUERY, _NO_SKIP, codes, level_scores, _NO_SKIP, n_neighbors,
         -1 if n_probes is None else n_probes, lexicographic, table.sparsity > 1 or codes.shape[1] > 1,
         *table._leaf_arrays, *table._directory.segments[0].kernel_arrays,
-        _NO_MASK if table.n_live_items == table.n_items else table._live_flags, distances, positions,
+        keep, distances, positions,
     )  # fmt: skip
     opened, empty, candidates, broken = totals.tolist()
     if broken:

@@ -15,6 +15,24 @@ PROBINGS = ("best_first", "lexicographic")
 MAX_ITEMS = 2**31 - 2
 
 
+class _Window:
+    """An array's memory, announced as writable."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self.array = array
+        address, _ = array.__array_interface__["data"]
+        self.__array_interface__ = {**array.__array_interface__, "data": (address, False)}
+
+
+def readable(array: np.ndarray) -> np.ndarray:
+    """Return the same memory as an array of the one type that kernels are compiled for.
+
+    For numba a read-only array is of another type: every kernel would be compiled again, for seconds,
+    when a query comes read-only or a table lies in a mapped file. No kernel writes to its inputs.
+    """
+    return np.asarray(array if array.flags.writeable else _Window(array))
+
+
 def check_shape(branching_factor: int, n_levels: int, storage: str) -> None:
     """Validate what a table is built for."""
     if storage not in STORAGES:
@@ -55,7 +73,7 @@ def check_items(vectors, codes, table: LeafTable) -> tuple[np.ndarray, np.ndarra
         ascending = np.sort(codes, axis=1)
         if (ascending[:, 1:] == ascending[:, :-1]).any():
             raise ValueError("Expected different leaves within each row of codes, got a leaf twice")
-    return vectors, codes
+    return readable(vectors), readable(codes)
 
 
 def check_queries(
@@ -72,7 +90,7 @@ def check_queries(
     codes = np.ascontiguousarray(codes, dtype=np.int64)
     if codes.ndim != 2 or len(codes) != len(queries) or codes.shape[1] == 0:
         raise ValueError(f"Expected codes of shape ({len(queries)}, sparsity >= 1), got {codes.shape}")
-    return queries, level_scores, codes
+    return readable(queries), readable(level_scores), readable(codes)
 
 
 def check_allowed(allowed, n_items: int) -> np.ndarray:
@@ -82,7 +100,7 @@ def check_allowed(allowed, n_items: int) -> np.ndarray:
         raise ValueError(
             f"Expected allowed of shape ({n_items},) and dtype bool, got {allowed.shape} and {allowed.dtype}"
         )
-    return allowed.view(np.uint8)
+    return readable(allowed.view(np.uint8))
 
 
 def check_exclude(exclude, n_queries: int, n_items: int) -> np.ndarray:

@@ -15,7 +15,7 @@ def export_faiss(table: LeafTable) -> Any:
     try:
         import faiss
     except ImportError as error:
-        raise ImportError("LeafTable.to_faiss needs faiss: install hqsearch[bench] or faiss-cpu") from error
+        raise ImportError("LeafTable.to_faiss needs faiss: install hqsearch[faiss]") from error
 
     directory = table._directory
     n_lists = max(1, directory.cell_live.size)

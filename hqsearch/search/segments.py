@@ -13,6 +13,7 @@ from functools import cached_property
 import numpy as np
 
 from hqsearch.search import blocks
+from hqsearch.search.checks import readable
 
 
 @dataclass(frozen=True)
@@ -160,10 +161,11 @@ class Segment:
         """
         raw_dtypes: list[type] = list(blocks.RAW_DTYPES)
         kind = raw_dtypes.index(self.packed.dtype.type)
-        plain, encoded = self.packed, np.empty(0, dtype=np.uint8)
+        plain, encoded = readable(self.packed), np.empty(0, dtype=np.uint8)
         if kind != blocks.PLAIN:
-            plain, encoded = np.empty(0, dtype=np.float32), self.packed.view(np.uint8)
-        return plain, encoded, kind, self.low, self.step, self.cell_start, self.positions
+            plain, encoded = np.empty(0, dtype=np.float32), plain.view(np.uint8)
+        rest = (self.low, self.step, self.cell_start, self.positions)
+        return plain, encoded, kind, *(readable(array) for array in rest)
 
     @cached_property
     def _row_of(self) -> np.ndarray:
@@ -202,7 +204,7 @@ class Segment:
         """Row-major copy of the stored values, (n_rows, embedding_dim), in cell order."""
         embedding_dim = self.low.size
         rows = np.empty(self.n_rows * embedding_dim, dtype=self.packed.dtype)
-        blocks.unpack(self.packed, self.cell_start, embedding_dim, rows)
+        blocks.unpack(readable(self.packed), readable(self.cell_start), embedding_dim, rows)
         return rows.reshape(self.n_rows, embedding_dim)
 
     def vectors(self) -> np.ndarray:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hqsearch.search.batches import radius_batch, search_batch
-from hqsearch.search.checks import check_count, check_items, check_removal, check_shape
+from hqsearch.search.checks import check_count, check_items, check_removal, check_shape, readable
 from hqsearch.search.interchange import export_faiss, list_cells
 from hqsearch.search.snapshot import Directory, Tail
 
@@ -175,7 +175,8 @@ class LeafTable:
     def _leaf_arrays(self) -> tuple[np.ndarray, ...]:
         """What a plan reads of the leaves, in the order of its parameters."""
         leaves = self._directory
-        return (leaves.leaf_ids, leaves.leaf_start, leaves.leaf_cells, leaves.cell_live, *self._tree)
+        arrays = (leaves.leaf_ids, leaves.leaf_start, leaves.leaf_cells, leaves.cell_live, *self._tree)
+        return tuple(readable(array) for array in arrays)
 
     def _tail_segment(self) -> Segment | None:
         """Sort the live items of the tail, if there are any."""
@@ -270,6 +271,21 @@ class LeafTable:
             live = self._live_flags[segment.positions] != 0
             vectors[np.searchsorted(positions, segment.positions[live])] = segment.vectors()[live]
         return positions, vectors
+
+    def stored_codes(self) -> np.ndarray:
+        """Codes of the live items, in the order of `live_positions`.
+
+        Returns
+        -------
+        codes : ndarray of shape (n_live_items, sparsity), dtype int64
+            Leaf ids, ascending within a row.
+        """
+        positions = self.live_positions()
+        codes = np.empty((positions.size, self.sparsity), dtype=np.int64)
+        for segment in self._directory.segments:
+            live = self._live_flags[segment.positions] != 0
+            codes[np.searchsorted(positions, segment.positions[live])] = segment.row_codes()[live]
+        return codes
 
     # Searching
 
