@@ -280,7 +280,7 @@ def test_a_changed_index_comes_back_and_changes_on(items, tmp_path, mmap_mode):
     for change in (
         lambda i: None,
         lambda i: i.add(items[350:], np.arange(350, 400)).tolist(),
-        lambda i: np.asarray(i.remove([1, 361]) is i).tolist(),
+        lambda i: i.remove([1, 361]) is i,
         lambda i: i.compact().tolist(),
     ):
         assert change(loaded) == change(index)
@@ -300,7 +300,7 @@ def test_no_kernel_is_compiled_anew_for_a_mapped_index(plain, items, tmp_path, m
     assert_same_index(loaded, plain, items[:9])
     for kernel in (engine.search_slice, engine.plan_search, engine.score_pairs):
         for signature in kernel.signatures:
-            assert all(getattr(argument, "mutable", True) for argument in signature)
+            assert all(argument.mutable for argument in signature if hasattr(argument, "layout"))
 
 
 def test_a_table_without_items_comes_back(items):
