@@ -564,6 +564,16 @@ class HierarchicalHashIndex(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         return embedding, lists
 
     @property
+    def table_(self) -> LeafTable:
+        """The items as they are now: an immutable table that later changes of the index do not touch.
+
+        The cheapest path for one query at a time, for callers that have embedding, level scores and codes
+        already (`encoder_.describe`): `index.table_.search(embedding, level_scores, codes, n_neighbors)`.
+        """
+        check_is_fitted(self)
+        return self._items.table
+
+    @property
     def labels_(self) -> np.ndarray | None:
         """Labels of the items by position."""
         check_is_fitted(self)

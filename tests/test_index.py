@@ -291,3 +291,9 @@ def test_bad_data_is_refused(index, digits):
         HierarchicalHashIndex(make_encoder()).fit(X)
     with pytest.raises(NotFittedError):
         HierarchicalHashIndex().kneighbors(X_query)
+
+
+def test_a_caller_with_embeddings_of_its_own_may_search_the_table(index, encoder, digits):
+    X_query = digits[2][:1]
+    found = index.table_.search(*encoder.describe(X_query), 5)
+    np.testing.assert_array_equal(found.positions, index.kneighbors(X_query)[1])

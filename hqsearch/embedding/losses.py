@@ -43,8 +43,9 @@ def semihard_triplet_loss(distances: Tensor, same: Tensor, margin: float) -> Ten
     """Mean hinge over all ordered pairs of one label, each against its semi-hard negative.
 
     The negative of a pair (i, j) is the smallest distance from i to another label that is larger than
-    D(i, j), or, where none is, the largest distance from i to another label. Each row is sorted once and
-    searched, so no cube of distances is built.
+    D(i, j), or, where none is, the largest distance from i to another label. It is looked for in the rows of
+    pairs only, a bounded number of them at a time: a class-balanced batch has few pairs, and neither a sort
+    of all rows nor a cube of distances is needed.
 
     Parameters
     ----------
@@ -61,15 +62,34 @@ def semihard_triplet_loss(distances: Tensor, same: Tensor, margin: float) -> Ten
         The loss of each group; 0 where there is no pair or no negative.
     """
     n = distances.shape[-1]
-    negatives, _ = distances.masked_fill(same, torch.inf).sort(-1)
-    n_negatives = (~same).sum(-1, keepdim=True)
-    first_farther = torch.searchsorted(negatives.detach(), distances.detach().contiguous(), right=True)
-    chosen = torch.minimum(first_farther, n_negatives - 1).clamp_min(0)
-    pairs = same & ~torch.eye(n, dtype=torch.bool, device=same.device) & (n_negatives > 0)
-    hinge = (margin + distances - negatives.gather(-1, chosen)).clamp_min(0)
-    # Where a row has no negative the gathered value is infinite; the mask keeps it out of sum and gradient.
-    total = torch.where(pairs, hinge, hinge.new_zeros(())).sum((-2, -1))
-    return total / pairs.sum((-2, -1)).clamp_min(1)
+    rows, labels = distances.flatten(0, -2), same.flatten(0, -2)
+    same_but_itself = same & ~torch.eye(n, dtype=torch.bool, device=same.device)
+    row, other = same_but_itself.flatten(0, -2).nonzero(as_tuple=True)
+    with torch.no_grad():
+        farthest = rows.masked_fill(labels, -torch.inf).max(-1)
+        chosen = torch.cat(
+            [
+                _nearest_farther(rows[i], labels[i], rows[i, j], farthest.indices[i])
+                for i, j in zip(row.split(_ROWS_AT_ONCE), other.split(_ROWS_AT_ONCE), strict=True)
+            ]
+        )
+        has_negative = farthest.values[row] > -torch.inf
+    hinge = (margin + rows[row, other] - rows[row, chosen]).clamp_min(0) * has_negative
+    n_groups = rows.shape[0] // n
+    group = row // n
+    total = rows.new_zeros(n_groups).index_add(0, group, hinge)
+    n_pairs = rows.new_zeros(n_groups).index_add(0, group, has_negative.to(rows.dtype))
+    return (total / n_pairs.clamp_min(1)).view(distances.shape[:-2])
+
+
+# Rows of this many pairs are searched together: of 512 distances each, 8 MiB.
+_ROWS_AT_ONCE = 4096
+
+
+def _nearest_farther(rows: Tensor, labels: Tensor, bounds: Tensor, otherwise: Tensor) -> Tensor:
+    """Column of the least distance above the bound among other labels, or `otherwise` where there is none."""
+    nearest = rows.masked_fill(labels | (rows <= bounds[:, None]), torch.inf).min(-1)
+    return torch.where(nearest.values < torch.inf, nearest.indices, otherwise)
 
 
 def squared_distances(vectors: Tensor) -> Tensor:
