@@ -34,51 +34,38 @@ class Certificate(NamedTuple):
 def residual_arcs(network: LevelNetwork, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
     """Return tails, heads and costs of the residual network of `codes`, and its number of nodes.
 
-    Of parallel unit arcs only the next one to fill and the last one filled matter, as costs are convex.
+    Nodes are classes, buckets and the sink. A path through the node of a group and a bucket is one arc here:
+    a class takes the bucket, drops it, or takes it over from a sibling; passing from a bucket to itself costs
+    at least 0. Of parallel unit arcs only the next one to fill and the last one filled matter, as costs are
+    convex.
     """
     n_classes, n_buckets = network.costs.shape
     sink = n_classes + n_buckets
-    buckets = np.arange(n_buckets)
-    sizes = np.bincount(network.groups, minlength=1)
-    shared = np.flatnonzero(sizes > 1) if network.sibling_cost else np.empty(0, np.int64)
-    first_node = np.full(len(sizes), n_classes)
-    first_node[shared] = sink + 1 + n_buckets * np.arange(len(shared))
+    bucket_nodes = n_classes + np.arange(n_buckets)
     per_bucket, per_group = bucket_counts(codes, network.groups)
+    siblings_there = per_group[network.groups] - codes
+    change = network.costs + network.sibling_cost * siblings_there
 
-    class_node = np.repeat(np.arange(n_classes), n_buckets)
-    choice_node = (first_node[network.groups][:, None] + buckets).ravel()
-    taken = codes.ravel()
-    sign = np.where(taken, -1, 1)
-    parts = [
-        (
-            np.where(taken, choice_node, class_node),
-            np.where(taken, class_node, choice_node),
-            sign * network.costs.ravel(),
-        )
-    ]
-
-    def convex(inner: np.ndarray, outer: np.ndarray, count: np.ndarray, room: np.ndarray, unit: int) -> None:
-        parts.append((inner[room], outer[room], count[room] * unit))
-        used = count > 0
-        parts.append((outer[used], inner[used], (1 - count[used]) * unit))
-
-    counts = per_group[shared].ravel()
-    convex(
-        (first_node[shared][:, None] + buckets).ravel(),
-        np.tile(n_classes + buckets, len(shared)),
-        counts,
-        counts < np.repeat(sizes[shared], n_buckets),
-        network.sibling_cost,
-    )
-    convex(
-        n_classes + buckets,
-        np.full(n_buckets, sink),
-        per_bucket,
-        per_bucket < n_classes,
-        network.orthogonality_cost,
-    )
+    classes, buckets = np.nonzero(~codes)
+    parts = [(classes, bucket_nodes[buckets], change[classes, buckets])]
+    classes, buckets = np.nonzero(codes)
+    parts.append((bucket_nodes[buckets], classes, -change[classes, buckets]))
+    sizes = np.bincount(network.groups, minlength=1)
+    for r in np.flatnonzero(sizes[network.groups] > 1) if network.sibling_cost else ():
+        held = np.flatnonzero(codes[r])
+        siblings = np.flatnonzero(network.groups == network.groups[r])
+        taking_over = network.costs[np.ix_(siblings, held)] - network.costs[r, held]
+        possible = ~codes[np.ix_(siblings, held)]
+        cheapest = np.where(possible, taking_over, np.iinfo(np.int64).max).min(axis=1)
+        willing = possible.any(axis=1)
+        parts.append((siblings[willing], np.full(willing.sum(), r), cheapest[willing]))
+    unit = network.orthogonality_cost
+    room = per_bucket < n_classes
+    parts.append((bucket_nodes[room], np.full(room.sum(), sink), unit * per_bucket[room]))
+    used = per_bucket > 0
+    parts.append((np.full(used.sum(), sink), bucket_nodes[used], unit * (1 - per_bucket[used])))
     tails, heads, costs = (np.concatenate([part[i] for part in parts]).astype(np.int64) for i in range(3))
-    return tails, heads, costs, sink + 1 + n_buckets * len(shared)
+    return tails, heads, costs, sink + 1
 
 
 def certificate(

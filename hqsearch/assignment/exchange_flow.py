@@ -307,6 +307,8 @@ def exchange_flow(costs, sparsity, orthogonality):
         `STATUS_OPTIMAL`, `STATUS_OVERFLOW` or `STATUS_STUCK`.
     work : ndarray of shape (3,), int64
         Units that had to travel at first, units left to search for after shedding, searches.
+    prices : ndarray of shape (n_buckets,), int64
+        What one more class in a bucket costs the rest: the dual variables, the sink's being 0.
     """
     n_classes, n_buckets = costs.shape
     open_costs = costs.copy()
@@ -329,7 +331,7 @@ def exchange_flow(costs, sparsity, orthogonality):
             counts[t] += 1
             open_costs[c, t] = TAKEN
     if orthogonality == 0:
-        return held, STATUS_OPTIMAL, work
+        return held, STATUS_OPTIMAL, work, np.zeros(n_buckets, np.int64)
 
     prices = np.zeros(n_buckets, np.int64)
     supply = np.empty(n_buckets, np.int64)
@@ -339,7 +341,7 @@ def exchange_flow(costs, sparsity, orthogonality):
     )
     work[0] = n_left
     if n_left == 0:
-        return held, STATUS_OPTIMAL, work
+        return held, STATUS_OPTIMAL, work, prices - sink_price
     exchange = np.empty((n_buckets, n_buckets), np.int64)
     for t in range(n_buckets):
         fill_exchange_row(t, costs, open_costs, holders, counts, exchange)
@@ -365,7 +367,7 @@ def exchange_flow(costs, sparsity, orthogonality):
             labels, distances, previous, roots, branches, used, left, targets,
         )  # fmt: skip
         if max(prices.max(), sink_price) > PRICE_LIMIT:
-            return held, STATUS_OVERFLOW, work
+            return held, STATUS_OVERFLOW, work, prices
         n_settled = 0
         for i in range(n_found):
             # two branches of one root may both rest on the same class: then the second waits for the next
@@ -392,6 +394,6 @@ def exchange_flow(costs, sparsity, orthogonality):
             else:
                 excess[v] -= 1
         if n_settled == 0:
-            return held, STATUS_STUCK, work
+            return held, STATUS_STUCK, work, prices
         n_left -= n_settled
-    return held, STATUS_OPTIMAL, work
+    return held, STATUS_OPTIMAL, work, prices - sink_price

@@ -41,7 +41,7 @@ def largest_group(start):
 
 @njit(cache=True, nogil=True)
 def level_flow(costs, sparsity, sibling, orthogonality, group, start, members):
-    """Solve one level of integer costs by the kernel that fits it; return what that kernel returns."""
+    """Solve one level of integer costs by the kernel that fits it; return buckets held, status and work."""
     n_classes, n_buckets = costs.shape
     if sparsity == n_buckets:
         held = np.empty((n_classes, sparsity), np.int32)
@@ -49,9 +49,9 @@ def level_flow(costs, sparsity, sibling, orthogonality, group, start, members):
         return held, STATUS_OPTIMAL, np.zeros(3, np.int64)
     n_groups = start.shape[0] - 1
     if n_groups == 1:  # all are siblings: both penalties count the same pairs
-        return exchange_flow(costs, sparsity, orthogonality + sibling)
+        return exchange_flow(costs, sparsity, orthogonality + sibling)[:3]
     if sibling == 0 or n_groups == n_classes:
-        return exchange_flow(costs, sparsity, orthogonality)
+        return exchange_flow(costs, sparsity, orthogonality)[:3]
     return sibling_flow(costs, sparsity, sibling, orthogonality, group, start, members)
 
 

@@ -252,10 +252,13 @@ def sibling_flow(costs, sparsity, sibling, orthogonality, group, start, members)
     counts = np.zeros(n_buckets, np.int64)
     group_counts = np.zeros((start.shape[0] - 1, n_buckets), np.int64)
     work = np.zeros(3, np.int64)
-    place_groups(
+    status = place_groups(
         sparsity, prices, values, costs, open_costs, sibling, group, start, members, group_counts, held,
         n_held, places, holders, counts,
     )  # fmt: skip
+    if status != STATUS_OPTIMAL:
+        return held, status, work
+
     supply = np.empty(n_buckets, np.int64)
     excess = np.empty(n_buckets, np.int64)
     sink_price, sink_excess, n_left = balance_supply(

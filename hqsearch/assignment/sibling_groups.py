@@ -14,6 +14,11 @@ import numpy as np
 from numba import njit
 
 from hqsearch.assignment.bucket_supply import TAKEN, UNREACHED, smallest_entries
+from hqsearch.assignment.exchange_flow import exchange_flow
+from hqsearch.assignment.integer_costs import STATUS_OPTIMAL
+
+FEW_SIBLINGS = 8
+"""Larger groups are placed by the exchange kernel, as one by one the work grows with the square."""
 
 
 @njit(cache=True, nogil=True)
@@ -186,39 +191,73 @@ def insert_unit(
 
 
 @njit(cache=True, nogil=True)
+def place_one_by_one(
+    c, sparsity, prices, values, row, positions, cheapest, labels, unsettled, previous, through,
+    costs, open_costs, sibling, group, start, members, group_counts, held, n_held, places, holders, counts,
+):  # fmt: skip
+    """Place class c beside those of its siblings that are placed already, at least cost to them all."""
+    for t in range(costs.shape[1]):
+        row[t] = open_costs[c, t] + prices[t]
+    smallest_entries(row, sparsity + 1, positions, cheapest)
+    from_siblings = cheapest_from_siblings(c, costs, open_costs, group, start, members, held, n_held, values)
+    if from_siblings >= cheapest[sparsity - 1]:
+        values[c] = min(cheapest[sparsity], from_siblings)
+        for j in range(sparsity):
+            take(
+                c, positions[j], costs, open_costs, sibling, group, start, members, group_counts, held,
+                n_held,
+                places, holders, counts,
+            )  # fmt: skip
+        return
+    values[c] = min(cheapest[0], from_siblings)
+    for _ in range(sparsity):
+        insert_unit(
+            c, prices, values, labels, unsettled, previous, through,
+            costs, open_costs, sibling, group, start, members, group_counts, held, n_held, places, holders,
+            counts,
+        )  # fmt: skip
+
+
+@njit(cache=True, nogil=True)
 def place_groups(
     sparsity, prices, values,
     costs, open_costs, sibling, group, start, members, group_counts, held, n_held, places, holders, counts,
 ):  # fmt: skip
-    """Place all classes of all groups, each group optimally at the given bucket prices."""
-    n_classes, n_buckets = costs.shape
+    """Place all classes of all groups, each group optimally at bucket prices of zero; return a status."""
+    n_buckets = costs.shape[1]
     row = np.empty(n_buckets, np.int64)
     positions = np.empty(sparsity + 1, np.int64)
     cheapest = np.empty(sparsity + 1, np.int64)
-    labels = np.empty(n_classes, np.int64)
-    unsettled = np.empty(n_classes, np.int64)
-    previous = np.empty(n_classes, np.int64)
-    through = np.empty(n_classes, np.int64)
-    for i in range(n_classes):
-        c = members[i]
-        for t in range(n_buckets):
-            row[t] = open_costs[c, t] + prices[t]
-        smallest_entries(row, sparsity + 1, positions, cheapest)
-        from_siblings = cheapest_from_siblings(
-            c, costs, open_costs, group, start, members, held, n_held, values
-        )
-        if from_siblings >= cheapest[sparsity - 1]:
-            values[c] = min(cheapest[sparsity], from_siblings)
+    labels = np.empty(FEW_SIBLINGS, np.int64)
+    unsettled = np.empty(FEW_SIBLINGS, np.int64)
+    previous = np.empty(FEW_SIBLINGS, np.int64)
+    through = np.empty(FEW_SIBLINGS, np.int64)
+    for q in range(start.shape[0] - 1):
+        classes = members[start[q] : start[q + 1]]
+        if classes.shape[0] <= FEW_SIBLINGS:
+            for c in classes:
+                place_one_by_one(
+                    c, sparsity, prices, values, row, positions, cheapest, labels, unsettled, previous,
+                    through,
+                    costs, open_costs, sibling, group, start, members, group_counts, held, n_held, places,
+                    holders,
+                    counts,
+                )  # fmt: skip
+            continue
+        # many siblings are a level of their own, whose prices say what a class gives for a bucket
+        found, status, _, group_prices = exchange_flow(costs[classes], sparsity, sibling)
+        if status != STATUS_OPTIMAL:
+            return status
+        for i in range(classes.shape[0]):
+            c = classes[i]
             for j in range(sparsity):
                 take(
-                    c, positions[j], costs, open_costs, sibling, group, start, members, group_counts, held,
-                    n_held, places, holders, counts,
+                    c, found[i, j], costs, open_costs, sibling, group, start, members, group_counts, held,
+                    n_held,
+                    places, holders, counts,
                 )  # fmt: skip
-        else:
-            values[c] = min(cheapest[0], from_siblings)
-            for _ in range(sparsity):
-                insert_unit(
-                    c, prices, values, labels, unsettled, previous, through,
-                    costs, open_costs, sibling, group, start, members, group_counts, held, n_held, places,
-                    holders, counts,
-                )  # fmt: skip
+            values[c] = UNREACHED
+            for t in range(n_buckets):
+                if open_costs[c, t] != TAKEN:
+                    values[c] = min(values[c], costs[c, t] + group_prices[t])
+    return STATUS_OPTIMAL
