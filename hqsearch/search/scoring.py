@@ -274,17 +274,54 @@ def score_pairs(
 
 
 @njit(cache=True, nogil=True)
-def repeats_cells(pair_query, pair_cell, first, after, n_listed, place):
-    """Whether query `place` has the pairs from `after` on, with the cells of those from `first` on."""
-    end = after + n_listed
-    if end > pair_query.size or pair_query[after] != place or pair_query[end - 1] != place:
-        return False
-    if end < pair_query.size and pair_query[end] == place:
-        return False
-    for i in range(n_listed):
-        if pair_cell[after + i] != pair_cell[first + i]:
-            return False
-    return True
+def count_common(pair_cell, first, first_end, second, second_end):
+    """Count the cells that two lists have in common before they first differ."""
+    n = min(first_end - first, second_end - second)
+    for i in range(n):
+        if pair_cell[first + i] != pair_cell[second + i]:
+            return i
+    return n
+
+
+@njit(cache=True, nogil=True)
+def share_lists(pair_query, pair_cell, n_planned):
+    """Cut the queries' lists of cells into sections that consecutive queries share.
+
+    Queries whose codes differ in a later leaf begin with the same cells. Returns rows of (first pair,
+    end pair, first query, end query): the cells of those pairs, for those queries. Each pair lies in
+    one section.
+    """
+    starts = np.searchsorted(pair_query, np.arange(n_planned + 1))
+    sections = np.empty((2 * n_planned, 4), dtype=np.int64)
+    n_sections = 0
+    place = 0
+    while place < n_planned:
+        first, end = starts[place], starts[place + 1]
+        shared_end = end
+        family_end = place + 1
+        while end > first and family_end < n_planned:
+            n_common = count_common(pair_cell, first, shared_end, starts[family_end], starts[family_end + 1])
+            if 2 * n_common < end - first:
+                break
+            shared_end = first + n_common
+            family_end += 1
+        if end > first:
+            sections[n_sections] = first, shared_end, place, family_end
+            n_sections += 1
+        n_shared = shared_end - first
+        while place < family_end:
+            rest, rest_end = starts[place] + n_shared, starts[place + 1]
+            after = place + 1
+            while after < family_end and starts[after + 1] - starts[after] - n_shared == rest_end - rest:
+                other = starts[after] + n_shared
+                if count_common(pair_cell, rest, rest_end, other, starts[after + 1]) < rest_end - rest:
+                    break
+                after += 1
+            if rest_end > rest:
+                sections[n_sections] = rest, rest_end, place, after
+                n_sections += 1
+            place = after
+    return sections[:n_sections]
 
 
 @njit(cache=True, nogil=True)
@@ -296,8 +333,7 @@ def score_small_cells(
 
     Codes that differ in one leaf make cells of a few items, which would leave most lanes of a block
     empty. The small cells of consecutive queries that list the same ones are gathered into full blocks.
-    The parameters are those of `score_pairs`, but pairs come by query, and returned are those of larger
-    cells, by query.
+    The parameters are those of `score_pairs`, but pairs come by query; those returned come in no order.
     """
     dim = queries.shape[1]
     flat = queries.ravel()
@@ -315,18 +351,10 @@ def score_small_cells(
     kept_back = np.empty(64, dtype=np.int32)
     large_query, large_cell = np.empty_like(pair_query), np.empty_like(pair_cell)
     n_large = 0
-    first = 0
-    while first < pair_query.size:
-        end = first + 1
-        while end < pair_query.size and pair_query[end] == pair_query[first]:
-            end += 1
+    sections = share_lists(pair_query, pair_cell, queries.shape[0])
+    for section in range(len(sections)):
+        first, end, first_place, end_place = sections[section]
         n_listed = end - first
-        first_place = pair_query[first]
-        end_place = first_place + 1
-        after = end
-        while repeats_cells(pair_query, pair_cell, first, after, n_listed, end_place):
-            end_place += 1
-            after += n_listed
         # Gathering pays by the query; a larger cell that few list is scored where it lies.
         limit = min(SMALL_CELL, 4 * (end_place - first_place))
         if kept_back.size < n_listed:
@@ -375,5 +403,4 @@ def score_small_cells(
             for i in range(n_kept_back):
                 large_query[n_large], large_cell[n_large] = place, kept_back[i]
                 n_large += 1
-        first = after
     return large_query[:n_large], large_cell[:n_large]

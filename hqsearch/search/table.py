@@ -46,10 +46,11 @@ class LeafTable:
 
         n * (embedding_dim * b + 4) + n_items + c * (8 * sparsity + 4 * sparsity + 12) + l * 16
 
-    plus at most ``embedding_dim * 8 + 128`` for each of the few segments, with b = 4, 2, 1 bytes for float32,
-    float16 and int8 storage. Each vector is stored once whatever the sparsity. Leaving items out (`exclude`,
-    `remove`) builds an inverse of 4 bytes an item; opening leaves beyond a query's own builds a tree of
-    at most ``16 * n_levels`` bytes an occupied leaf. `nbytes` counts what exists now.
+    plus at most ``embedding_dim * 8 + 128`` for each of the few segments, with b = 4, 2, 1 bytes for
+    float32, float16 and int8 storage. Each vector is stored once whatever the sparsity. The first search
+    builds a tree of at most ``16 * n_levels`` bytes an occupied leaf, leaving items out (`exclude`,
+    `remove`) an inverse of 4 bytes an item, and adding items a tail of
+    ``1024 * (4 * embedding_dim + 8 * sparsity)`` bytes. `nbytes` counts what exists now.
 
     Distances are computed in float32 whatever the storage; with "float16" and "int8" they are distances
     to the rounded vectors, and "int8" spreads 256 levels over the range of each dimension.

@@ -142,10 +142,8 @@ def test_the_heap_gives_nodes_in_order_ties_by_number():
 def test_gathering_small_cells_changes_no_bit(masked, n_queries):
     rng = np.random.default_rng(n_queries)
     n_items, dim, size = 900, 9, 12
-    codes = np.sort(
-        rng.integers(0, 6, (n_items, 1)) ** 3 // 2 + rng.integers(0, 3, (n_items, 2)) * [1, 4] + [0, 200],
-        axis=1,
-    )
+    codes = np.minimum(rng.geometric(0.3, (n_items, 2)), 9)
+    codes[:, 1] += 20
     vectors = rng.normal(size=(n_items, dim)).astype(np.float32)
     segment = Segment.build(vectors, codes, np.arange(n_items, dtype=np.int32), *byte_scale(vectors))
     sizes = np.diff(segment.cell_start)
@@ -210,3 +208,18 @@ def test_take_rows_copies_and_reports_nan_and_infinity():
         np.testing.assert_array_equal(taken, queries[[2, 0]])
         assert skipped.tolist() == [2, 0]
         assert totals[3] == broken
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_sections_cover_every_pair_once(seed):
+    rng = np.random.default_rng(seed)
+    n_planned = [0, 1, 2, 40, 40, 40][seed]
+    lists = [
+        [list(range(rng.integers(0, 12))), [7, 8, 9, *rng.integers(10, 13, 2)], []][i]
+        for i in rng.integers(0, 3, n_planned)
+    ]
+    query = np.repeat(np.arange(n_planned), [len(cells) for cells in lists]).astype(np.int32)
+    cell = np.array([c for cells in lists for c in cells], dtype=np.int32)
+    sections = scoring.share_lists(query, cell, n_planned)
+    found = [(q, c) for first, end, q0, q1 in sections for q in range(q0, q1) for c in cell[first:end]]
+    assert sorted(found) == sorted(zip(query, cell, strict=True))

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -117,3 +119,24 @@ def test_stored_vectors_come_back_by_position(cases, storage):
     positions, vectors = table.stored_vectors()
     assert positions.tolist() == np.delete(np.arange(1500), [0, 700, 1499]).tolist()
     np.testing.assert_allclose(vectors, case.vectors[positions], atol=0.02)
+
+
+@pytest.mark.parametrize("storage", ["float32", "int8"])
+def test_read_only_arrays_are_searched_by_the_same_compiled_kernels(cases, storage):
+    from hqsearch.search import engine
+
+    case = cases.make(23, sparsity=2)
+    table = cases.build(case, storage=storage).remove([1])
+    arguments = (case.queries, case.level_scores, case.query_codes, 30)
+    expected = table.search(*arguments, exclude=np.arange(12))
+    n_compiled = len(engine.search_slice.signatures)
+    for array in (table._live_flags, *arguments[:3]):
+        array.flags.writeable = False
+    for segment in table._segments:
+        for name in segment.__annotations__:
+            getattr(segment, name).flags.writeable = False
+    locked = table._changed(_segments=tuple(replace(segment) for segment in table._segments))
+    got = locked.search(*arguments, exclude=np.arange(12))
+    np.testing.assert_array_equal(got.positions, expected.positions)
+    assert len(engine.search_slice.signatures) == n_compiled
+    assert locked.compact().n_items == 299
