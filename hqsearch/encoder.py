@@ -538,7 +538,12 @@ class HierarchicalHashEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin,
 
     @classmethod
     def load(
-        cls, path: str | os.PathLike, *, network: Any = None, trusted: bool = False
+        cls,
+        path: str | os.PathLike,
+        mmap_mode: str | None = None,
+        *,
+        network: Any = None,
+        trusted: bool = False,
     ) -> HierarchicalHashEncoder:
         """Load an encoder that `save` wrote; it gives the same bits as the one that was saved.
 
@@ -548,6 +553,8 @@ class HierarchicalHashEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin,
         ----------
         path : path-like
             The folder.
+        mmap_mode : {None, "r"}, default=None
+            "r" maps larger arrays, as labels can be, into memory. Weights are read either way.
         network : torch.nn.Module, type or callable, default=None
             What makes the trunk where the encoder was fitted with a network of your own. For a module: its
             class if it takes no arguments, a module of the same build, or a function of the shape of one
@@ -583,7 +590,7 @@ class HierarchicalHashEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin,
         """
         from hqsearch.persistence import load_estimator
 
-        return load_estimator(cls, path, network=network, trusted=trusted)
+        return load_estimator(cls, path, mmap_mode=mmap_mode, network=network, trusted=trusted)
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "_model")

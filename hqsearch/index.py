@@ -640,7 +640,8 @@ class HierarchicalHashIndex(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         Notes
         -----
         Positions stay as they are, vacant ones too. An encoder that is a parameter and not frozen is saved as
-        its parameters, and comes back unfitted. The counts of `search_stats_` are not saved.
+        its parameters, and comes back unfitted. The counts of `search_stats_` are not saved. With
+        `storage="int8"`, items that were added lately are rounded for good, as every search rounds them.
         """
         from hqsearch.persistence import save_estimator
 
