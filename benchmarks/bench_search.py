@@ -170,7 +170,8 @@ def build_peers(data, names, n_lists, threads):
     return peers
 
 
-SLOW = ("faiss Flat", "sklearn brute", "sklearn ball tree")
+# Methods that are timed on fewer queries.
+SLOW = ("faiss Flat", "pynndescent", "sklearn brute", "sklearn ball tree")
 
 
 def measure(data, peers, sizes, threads, storages=("float32",)):
@@ -203,6 +204,7 @@ def measure(data, peers, sizes, threads, storages=("float32",)):
         for setting in settings:
             methods.append((name, setting, lambda rows, s, p=peer: p(queries[rows], s), seconds, size))
     for name, setting, search, seconds, size in methods:
+        print(f"  {name} {setting}", flush=True)
         n_queries = min(len(queries), sizes["slow_queries"] if name in SLOW else sizes["queries"])
         found = search(slice(0, n_queries), setting)
         positions = found.positions if name.startswith("hqsearch") else found
@@ -394,23 +396,37 @@ def draw_curves(result, path):
     figure.savefig(path, dpi=110)
 
 
+def write_results(result, folder):
+    """Write what is measured so far: a long run that is stopped leaves its finished part."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "bench_search.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    write_markdown(result, folder / "bench_search.md")
+    draw_curves(result, folder / "bench_search.png")
+
+
 def main():
     """Run what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--smallest", action="store_true", help="toy sizes, seconds: a smoke test")
-    parser.add_argument("--large", action="store_true", help="add a million items, and all peers everywhere")
+    parser.add_argument("--large", action="store_true", help="add the data sets of a million items")
+    parser.add_argument("--sets", type=int, nargs="*", help="numbers of the data sets to run, from 0 on")
+    parser.add_argument("--peers", nargs="*", help="only these peers, for example 'faiss IVF-Flat'")
+    parser.add_argument("--queries", type=int, default=20_000)
+    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--output", type=Path, default=None, help="folder of the results")
     options = parser.parse_args()
     few = ["faiss Flat", "faiss IVF-Flat", "hnswlib"]
     every = [*few, "faiss IVF-PQ", "pynndescent", "sklearn brute", "sklearn ball tree"]
-    sizes = {"queries": 20_000, "slow_queries": 500, "repeats": 5, "single": 1000}
+    sizes = {"queries": options.queries, "slow_queries": 500, "repeats": options.repeats, "single": 1000}
     n_classes, changes = 1000, [(200_000, 100_000)]
     runs = [(200_000, 64, 1, every), (200_000, 64, 4, few), (200_000, 256, 1, few)]
     growth = [(10_000, 10), (100_000, 100), (1_000_000, 1000), (10_000, 1000), (100_000, 1000)]
     if options.large:
         runs += [(1_000_000, 64, 1, few[:2]), (1_000_000, 256, 1, few[:2])]
+    if options.sets:
+        runs = [runs[i] for i in options.sets]
     if options.smallest:
         sizes = {"queries": 300, "slow_queries": 50, "repeats": 2, "single": 20}
         runs, n_classes, growth, changes = (
@@ -430,8 +446,10 @@ def main():
             result["versions"][package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
+    folder = options.output or (Path(tempfile.mkdtemp()) if options.smallest else RESULTS)
     for n_items, dim, sparsity, names in runs:
         data = make_data(n_items, dim, sparsity, sizes["queries"], n_classes, options.seed)
+        names = [name for name in names if options.peers is None or name in ("faiss Flat", *options.peers)]
         peers = build_peers(data, names, n_classes, options.threads)
         storages = ("float32", "float16", "int8")
         records = measure(data, peers, sizes, options.threads, storages)
@@ -442,16 +460,13 @@ def main():
         }  # fmt: skip
         result["synthetic"].append(block)
         print(n_items, dim, sparsity, json.dumps(block["comparison"]), flush=True)
+        write_results(result, folder)
         del data, peers
     for n_items, n_leaves in growth:
         result["growth"].append(measure_growth(n_items, n_leaves, sizes, options.threads, options.seed))
     for n_items, n_added in changes:
         result["changes"].append(measure_changes(n_items, n_added, options.seed))
-    folder = options.output or (Path(tempfile.mkdtemp()) if options.smallest else RESULTS)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "bench_search.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    write_markdown(result, folder / "bench_search.md")
-    draw_curves(result, folder / "bench_search.png")
+    write_results(result, folder)
     print((folder / "bench_search.md").read_text(encoding="utf-8"))
 
 
