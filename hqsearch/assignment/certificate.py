@@ -40,18 +40,22 @@ def residual_arcs(network: LevelNetwork, codes: np.ndarray) -> tuple[np.ndarray,
     convex.
     """
     n_classes, n_buckets = network.costs.shape
+    sibling, unit = network.sibling_cost, network.orthogonality_cost
+    if network.groups.max(initial=0) == 0:
+        # all are siblings: both penalties count the same pairs, and no exchange between siblings is needed
+        sibling, unit = 0, sibling + unit
     sink = n_classes + n_buckets
     bucket_nodes = n_classes + np.arange(n_buckets)
     per_bucket, per_group = bucket_counts(codes, network.groups)
     siblings_there = per_group[network.groups] - codes
-    change = network.costs + network.sibling_cost * siblings_there
+    change = network.costs + sibling * siblings_there
 
     classes, buckets = np.nonzero(~codes)
     parts = [(classes, bucket_nodes[buckets], change[classes, buckets])]
     classes, buckets = np.nonzero(codes)
     parts.append((bucket_nodes[buckets], classes, -change[classes, buckets]))
     sizes = np.bincount(network.groups, minlength=1)
-    for r in np.flatnonzero(sizes[network.groups] > 1) if network.sibling_cost else ():
+    for r in np.flatnonzero(sizes[network.groups] > 1) if sibling else ():
         held = np.flatnonzero(codes[r])
         siblings = np.flatnonzero(network.groups == network.groups[r])
         taking_over = network.costs[np.ix_(siblings, held)] - network.costs[r, held]
@@ -59,7 +63,6 @@ def residual_arcs(network: LevelNetwork, codes: np.ndarray) -> tuple[np.ndarray,
         cheapest = np.where(possible, taking_over, np.iinfo(np.int64).max).min(axis=1)
         willing = possible.any(axis=1)
         parts.append((siblings[willing], np.full(willing.sum(), r), cheapest[willing]))
-    unit = network.orthogonality_cost
     room = per_bucket < n_classes
     parts.append((bucket_nodes[room], np.full(room.sum(), sink), unit * per_bucket[room]))
     used = per_bucket > 0
