@@ -141,9 +141,10 @@ def files_of(path):
 # What comes back
 
 
-def test_a_loaded_encoder_gives_the_same_bits(encoder, digits, tmp_path):
+@pytest.mark.parametrize("mmap_mode", [None, "r"])
+def test_a_loaded_encoder_gives_the_same_bits(encoder, digits, tmp_path, mmap_mode):
     encoder.save(tmp_path / "saved")
-    loaded = HierarchicalHashEncoder.load(tmp_path / "saved")
+    loaded = HierarchicalHashEncoder.load(tmp_path / "saved", mmap_mode)
     assert_same_encoder(loaded, encoder, digits[2])
     assert loaded.get_params() == encoder.get_params()
     assert clone(loaded).get_params() == encoder.get_params()
@@ -793,25 +794,28 @@ def test_readers_and_writers_at_once_see_whole_indexes(items, tmp_path):
     versions[0].save(tmp_path)
     stop = threading.Event()
 
-    def write(index):
+    def write():
+        # Each writes all versions in turn: nothing says that a lock is given out fairly.
         while not stop.is_set():
-            index.save(tmp_path)
+            for index in versions:
+                index.save(tmp_path)
 
-    with ThreadPoolExecutor(3) as pool:
-        writers = [pool.submit(write, index) for index in versions]
+    with ThreadPoolExecutor(2) as pool:
+        writers = [pool.submit(write) for _ in range(2)]
         try:
-            seen = set()
-            for _ in range(60):
+            n_read, seen = 0, set()
+            while n_read < 60 or len(seen) < 3:
                 loaded = HierarchicalHashIndex.load(tmp_path, encoder=PlainEncoder)
                 version = int(loaded.labels_[0])
-                seen.add(version)
                 assert (loaded.labels_ == version).all()
                 assert loaded.n_samples_fit_ == len(loaded.labels_) == loaded.n_positions_ == 50 + version
+                seen.add(version)
+                n_read += 1
+                assert n_read < 5000
         finally:
             stop.set()
         for writer in writers:
             writer.result()
-    assert len(seen) > 1
     assert len(list(tmp_path.iterdir())) == 2
 
 
@@ -822,8 +826,8 @@ import os, random, shutil, signal, sys, time
 from hqsearch import HierarchicalHashIndex
 
 path, unborn = Path(sys.argv[1]) / "saved", Path(sys.argv[1]) / "unborn"
-items = np.random.default_rng(0).normal(size=(3000, 12))
-versions = [HierarchicalHashIndex(PlainEncoder()).fit(items[:n], np.full(n, n)) for n in (2000, 3000)]
+items = np.random.default_rng(0).normal(size=(600, 12))
+versions = [HierarchicalHashIndex(PlainEncoder()).fit(items[:n], np.full(n, n)) for n in (500, 600)]
 answers = {len(v.labels_): v.kneighbors(items[:50])[1] for v in versions}
 EVENTS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree"}
 
@@ -858,14 +862,17 @@ def save_for_ever():
 
 versions[0].save(path)
 check(path)
-seen, litter, unborn_seen = [], 0, 0
+seen, litter, unborn_seen, here = [], 0, 0, 500
 for number in range(1000):
     # The index that is not there yet, so that a change can be seen.
-    new = versions[check(path) == len(versions[0].labels_)]
+    new = versions[here == 500]
     child = in_child(lambda: die_at(number, new, path))
     finished = os.waitpid(child, 0)[1] == 0
-    seen.append(check(path) == len(new.labels_))
+    here = check(path)
+    seen.append(here == len(new.labels_))
     litter += len(list(path.iterdir())) > 2
+    if number % 3 and not finished:
+        continue
     child = in_child(lambda: die_at(number, new, unborn))
     os.waitpid(child, 0)
     if (unborn / "manifest.json").exists():
@@ -885,7 +892,7 @@ for number in range(1000):
 assert finished
 rng = random.Random(0)
 hit = 0
-for _ in range(60):
+for _ in range(40):
     child = in_child(save_for_ever)
     time.sleep(rng.uniform(0.002, 0.03))
     os.kill(child, signal.SIGKILL)
@@ -893,7 +900,7 @@ for _ in range(60):
     check(path)
     hit += len(list(path.iterdir())) > 2
 versions[0].save(path)
-assert check(path) == 2000 and len(list(path.iterdir())) == 2
+assert check(path) == 500 and len(list(path.iterdir())) == 2
 print(number, sum(seen), litter, unborn_seen, hit)
 """
 )
@@ -913,7 +920,7 @@ def test_a_writer_that_is_killed_at_any_moment_leaves_the_old_or_the_new_index(t
     assert 1 < n_new < n_places
     assert n_litter > 10
     assert n_unborn > 1
-    assert n_hit > 10
+    assert n_hit > 3
 
 
 PAGES = (
