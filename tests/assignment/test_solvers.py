@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hqsearch.assignment import certificate, level_network, solve_level
+from hqsearch.assignment import certificate, integer_costs, level_network, solve_level
+from hqsearch.assignment.network import raise_for_status
 from hqsearch.assignment.solvers import codes_by
 
 from .references import brute_force_energy, exact_energy
@@ -212,3 +213,23 @@ def test_large_solutions_carry_certificates(n_classes, n_buckets, n_parents, spa
     parents = rng.integers(0, n_parents, n_classes)
     codes = solve_level(scores, parents, sparsity=sparsity)
     assert certificate(scores, codes, parents).optimal
+
+
+@pytest.mark.parametrize("size", [2, 7, 8, 9, 30])
+@pytest.mark.parametrize("sibling_penalty", [0.02, 0.5, 100.0])
+def test_groups_of_every_size_are_placed_optimally(size, sibling_penalty):
+    rng = np.random.default_rng(size)
+    scores = rng.random((2 * size + 3, 12))
+    parents = np.repeat([0, 1, 2, 3, 4], [size, size, 1, 1, 1])
+    options = {"sibling_penalty": sibling_penalty, "orthogonality_penalty": 0.03}
+    for sparsity in (1, 4, 11):
+        codes = solve_level(scores, parents, sparsity=sparsity, **options)
+        assert certificate(scores, codes, parents, **options).optimal
+
+
+def test_a_solver_that_stops_early_raises():
+    raise_for_status(integer_costs.STATUS_OPTIMAL)
+    with pytest.raises(RuntimeError, match="without an optimal solution"):
+        raise_for_status(integer_costs.STATUS_STUCK)
+    with pytest.raises(ValueError, match="int64"):
+        raise_for_status(integer_costs.STATUS_OVERFLOW)
