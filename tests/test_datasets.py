@@ -261,8 +261,11 @@ def test_a_malicious_pickle_is_refused_and_runs_nothing(tmp_path, protocol, func
     "text",
     [
         # Sets attributes of what a pickle may call, and would change it for all pickles to come.
-        b"\x80\x02cnumpy.core.multiarray\n_reconstruct\nN}X\x08\x00\x00\x00__call__K\x01s\x86b.",
-        b"\x80\x02cnumpy.core.multiarray\n_reconstruct\n}X\x08\x00\x00\x00__call__K\x01sb.",
+        *(
+            b"\x80\x02c" + name + b"\n" + state + b"b0}."
+            for name in (b"numpy\nndarray", b"numpy.core.multiarray\n_reconstruct", b"_codecs\nencode")
+            for state in (b"N}X\x01\x00\x00\x00aK\x01s\x86", b"}X\x01\x00\x00\x00aK\x01s")
+        ),
         # Asks for a class of a module that is allowed, and for a part of an allowed name.
         b"\x80\x02cnumpy\nmemmap\n.",
         b"\x80\x04\x8c\x05numpy\x8c\x10ndarray.__class__\x93.",
@@ -271,7 +274,6 @@ def test_a_malicious_pickle_is_refused_and_runs_nothing(tmp_path, protocol, func
         pickle.dumps({"a": np.zeros(2, dtype=[("x", "u1")])}, 2),
         pickle.dumps({"a": np.zeros(2, dtype="S3")}, 2),
         pickle.dumps({"a": np.zeros(16, dtype="u1")}, 2).replace(b"K\x10\x85", b"K\x7f\x85"),
-        pickle.dumps([1, 2], 2),
         pickle.dumps({"a": np.zeros(3)}, 5),
         b"",
         b"\x80\x02",
@@ -284,6 +286,11 @@ def test_other_pickles_and_other_bytes_are_refused(tmp_path, text):
         read(text, tmp_path)
     good = read(pickle.dumps({"a": np.arange(3)}, 2), tmp_path)
     np.testing.assert_array_equal(good["a"], np.arange(3))
+
+
+def test_a_pickle_of_something_else_than_a_dict_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="some_file is truncated or foreign: expected a dict, got list"):
+        read(pickle.dumps([1, 2], 2), tmp_path)
 
 
 @pytest.mark.parametrize("protocol", [2, 4])

@@ -51,9 +51,7 @@ class _Dtype:
         self._name = _text(name)
 
     def __setstate__(self, state: tuple) -> None:
-        _, byte_order, sub_dtype, names, fields, *_ = state
-        if sub_dtype is not None or names is not None or fields is not None:
-            raise pickle.UnpicklingError("a dtype of several fields")
+        byte_order = state[1]
         self._name = _text(byte_order).strip("|=") + self._name.lstrip("|=<>")
 
     def made(self) -> np.dtype:
@@ -75,28 +73,36 @@ class _Array:
 
 
 class _Callable:
-    """What a pickle may call. It has no `__dict__`, so a pickle can't change it either."""
+    """What a pickle may name. No class of these has a `__dict__`, so a pickle can't change them either."""
 
     __slots__ = ()
 
 
 class _MakeArray(_Callable):
+    __slots__ = ()
+
     def __call__(self, kind: Any, shape: Any, typecode: Any) -> _Array:
         return _Array()
 
 
 class _MakeDtype(_Callable):
+    __slots__ = ()
+
     def __call__(self, *arguments: Any) -> _Dtype:
         return _Dtype(*arguments)
 
 
 class _MakeScalar(_Callable):
+    __slots__ = ()
+
     def __call__(self, dtype: _Dtype, raw: bytes) -> np.generic:
         return np.frombuffer(raw, dtype=dtype.made())[0]
 
 
 class _MakeBytes(_Callable):
     """The way in which Python 3 writes bytes with protocol 2."""
+
+    __slots__ = ()
 
     def __call__(self, text: str, encoding: Any = "latin1") -> bytes:
         return text.encode("latin1")

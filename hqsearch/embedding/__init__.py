@@ -4,11 +4,14 @@ The only folder that imports torch, so nothing outside imports this door before 
 """
 
 from hqsearch.embedding.batches import split_validation
+from hqsearch.embedding.classifier import ClassifierModel
 from hqsearch.embedding.model import EmbeddingModel, resolve_device
-from hqsearch.embedding.training import CodeProblem, StageSettings
+from hqsearch.embedding.stage import StageSettings
+from hqsearch.embedding.training import CodeProblem
 from hqsearch.embedding.weights import pack_model, unpack_model
 
 __all__ = [
+    "ClassifierModel",
     "CodeProblem",
     "EmbeddingModel",
     "StageSettings",

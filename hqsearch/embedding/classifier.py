@@ -1,0 +1,167 @@
+"""A plain classifier on the same trunks: what codes learned by metric losses are held against."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from hqsearch.embedding.inference import as_tensor, infer
+from hqsearch.embedding.model import resolve_device
+from hqsearch.embedding.networks import StageNetwork, initial_network
+from hqsearch.embedding.randomness import randomness_of
+from hqsearch.embedding.stage import Stage, StageSettings, TrainingData
+
+
+class ClassifierStage(Stage):
+    """The only stage of a classifier: softmax cross-entropy over all classes of class-balanced batches."""
+
+    name = "classifier"
+
+    def _initialize(self) -> None:
+        super()._initialize()
+        self._labels = torch.from_numpy(self.data.y).to(self.data.X.device)
+
+    def _train_step(self, items: Tensor) -> dict[str, Tensor]:
+        # Unlike the metric losses this one asks which classes a batch holds, not only which items share one.
+        self._targets = self._labels[items]
+        return super()._train_step(items)
+
+    def _loss(self, outputs: Tensor) -> Tensor:
+        losses = nn.functional.cross_entropy(outputs.flatten(0, 2), self._targets.flatten(), reduction="none")
+        return losses.view(len(outputs), -1).mean(1)
+
+    def _validate(self) -> dict[str, float]:
+        held_out = self.data.validation
+        predicted = infer(self.network, self.data.X[torch.from_numpy(held_out)]).argmax(1).cpu().numpy()
+        accuracy = float(np.mean(predicted == self.data.y[held_out]))
+        return {"accuracy": accuracy, "criterion": accuracy}
+
+
+class _HiddenAndLogits(StageNetwork):
+    """A classifier's layers, that give what its linear layer gets and what it makes of it side by side."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = torch.relu(self.trunk(self.standardize(x)))
+        return torch.cat([hidden, self.head(hidden)], dim=1)
+
+
+class ClassifierModel:
+    """The trained classifier: X to log-probabilities, and to the hidden layer below them.
+
+    Parameters
+    ----------
+    device : str
+        "auto" or a torch device name; where the network is trained and run.
+    """
+
+    def __init__(self, *, device: str = "auto"):
+        self.device = device
+        self.network: StageNetwork | None = None
+
+    def fit(
+        self,
+        X: np.ndarray,
+        y: np.ndarray,
+        train: np.ndarray,
+        validation: np.ndarray,
+        *,
+        network: str | nn.Module | Callable,
+        settings: StageSettings,
+        seed: int,
+        memory: Any,
+        verbose: int = 0,
+    ) -> list[dict[str, Any]]:
+        """Train the classifier; with a joblib.Memory, only where it was not trained before.
+
+        Parameters
+        ----------
+        X : ndarray of shape (n_samples, *input_shape)
+            All items.
+        y : ndarray of shape (n_samples,), dtype int64
+            Class indices, 0 to n_classes - 1, each at least once.
+        train, validation : ndarray of int64
+            Positions to train on and to hold out.
+        network : str, nn.Module or callable
+            The trunk, see `build_trunk`.
+        settings : StageSettings
+            How to train; its loss is not asked for.
+        seed : int
+            Of everything random.
+        memory : joblib.Memory
+            Cache of trained weights.
+        verbose : int, default=0
+            0 prints nothing, 1 a line an epoch.
+
+        Returns
+        -------
+        list of dict
+            One record an epoch.
+        """
+        device = resolve_device(self.device)
+        weights, history = memory.cache(train_classifier, ignore=["verbose"])(
+            X, y, train, validation, network, settings, seed, str(device), verbose=verbose
+        )
+        # The cached result is weights alone; the network is made again from the same seed and filled in.
+        self.network = initial_network(X, train, network, int(y.max()) + 1, seed)
+        self.network.load_state_dict({name: torch.from_numpy(w) for name, w in weights.items()})
+        self.network.to(device).eval()
+        return history
+
+    def log_probabilities(self, X: np.ndarray) -> np.ndarray:
+        """Log-probability of each class, float32 of shape (n_samples, n_classes)."""
+        assert self.network is not None
+        return infer(self.network, X).log_softmax(1).cpu().numpy()
+
+    def describe(self, X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Hidden layer, float32 of shape (n_samples, n_hidden), and `log_probabilities`, from one pass."""
+        network = self.network
+        assert network is not None
+        both = infer(_HiddenAndLogits(network.standardize, network.trunk, network.head), X)
+        n_hidden = network.head.in_features
+        return both[:, :n_hidden].cpu().numpy(), both[:, n_hidden:].log_softmax(1).cpu().numpy()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Pickled on the CPU, so that a model trained on a GPU opens anywhere.
+        network = self.network
+        if network is not None and next(network.parameters()).is_cuda:
+            network = copy.deepcopy(network).cpu()
+        return {**self.__dict__, "network": network}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if self.network is not None:
+            self.network.to(resolve_device("auto" if self.device != "cpu" else "cpu"))
+
+
+def train_classifier(
+    X: np.ndarray,
+    y: np.ndarray,
+    train: np.ndarray,
+    validation: np.ndarray,
+    network: str | nn.Module | Callable,
+    settings: StageSettings,
+    seed: int,
+    device: str,
+    verbose: int = 0,
+) -> tuple[dict[str, np.ndarray], list[dict[str, Any]]]:
+    """Train a classifier; a plain function of its arguments, so that joblib.Memory can keep its result.
+
+    Parameters are those of `ClassifierModel.fit`.
+
+    Returns
+    -------
+    weights : dict of ndarray
+        The network's state by name.
+    history : list of dict
+        One record an epoch.
+    """
+    start = initial_network(X, train, network, int(y.max()) + 1, seed).to(device)
+    data = TrainingData(as_tensor(X, torch.device(device)), y, train, validation)
+    with randomness_of(network, seed):
+        history = ClassifierStage(start, data, settings, seed=seed, verbose=verbose).run()
+    return {name: value.cpu().numpy() for name, value in start.state_dict().items()}, history
