@@ -233,3 +233,17 @@ def test_a_solver_that_stops_early_raises():
         raise_for_status(integer_costs.STATUS_STUCK)
     with pytest.raises(ValueError, match="int64"):
         raise_for_status(integer_costs.STATUS_OVERFLOW)
+
+
+def test_two_siblings_never_leave_a_bucket_in_one_search():
+    # found by fuzzing: the second of them saves one sibling penalty less, so its path is no shortest one
+    rng = np.random.default_rng(70)
+    n_classes, n_buckets = rng.integers(1, 25), rng.integers(1, 21)
+    sparsity, n_parents = int(rng.integers(1, n_buckets + 1)), rng.integers(1, 6)
+    rng.random()
+    parents = rng.integers(0, n_parents, n_classes)
+    rng.choice(6), rng.choice(6), rng.choice(3), rng.random()
+    scores = rng.normal(size=(n_classes, n_buckets))
+    options = {"sibling_penalty": 0.1, "orthogonality_penalty": 0.1}
+    codes = solve_level(scores, parents, sparsity=sparsity, **options)
+    assert certificate(scores, codes, parents, **options).optimal
