@@ -38,7 +38,8 @@ from hqsearch.embedding.losses import (
     semihard_triplet_loss,
 )
 from hqsearch.embedding.networks import StageNetwork, Standardize, build_trunk, n_trunk_outputs, new_head
-from hqsearch.embedding.training import HashStage, TrainingData
+from hqsearch.embedding.stage import TrainingData
+from hqsearch.embedding.training import HashStage
 
 SEED = 0
 N_CLASSES, BATCH_SIZE, N_LEVELS, BRANCHING_FACTOR = 64, 128, 2, 64

@@ -4,25 +4,17 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from hqsearch.embedding.networks import StageNetwork, Standardize, build_trunk, n_trunk_outputs, new_head
-from hqsearch.embedding.training import (
-    CodeProblem,
-    HashStage,
-    MetricStage,
-    StageSettings,
-    TrainingData,
-    as_tensor,
-    embed,
-    level_scores,
-    private_randomness,
-)
+from hqsearch.embedding.inference import as_tensor, embed, level_scores
+from hqsearch.embedding.networks import StageNetwork, initial_network, new_head
+from hqsearch.embedding.randomness import randomness_of
+from hqsearch.embedding.stage import StageSettings, TrainingData
+from hqsearch.embedding.training import CodeProblem, HashStage, MetricStage
 
 # The papers' deviation of the new layer's initial weights in the hash stage.
 HASH_HEAD_STD = 0.01
@@ -137,7 +129,7 @@ class EmbeddingModel:
             verbose=verbose,
         )
         # The cached result is weights alone; the network is made again from the same seed and filled in.
-        self.metric_network = _initial_network(X, train, network, embedding_dim, seed)
+        self.metric_network = initial_network(X, train, network, embedding_dim, seed)
         self.metric_network.load_state_dict({name: torch.from_numpy(w) for name, w in weights.items()})
         self.metric_network.to(resolve_device(self.device)).eval()
         return history
@@ -175,7 +167,7 @@ class EmbeddingModel:
         trunk = copy.deepcopy(self.metric_network.trunk)
         self.hash_network = StageNetwork(self.metric_network.standardize, trunk, head).to(device)
         data = TrainingData(as_tensor(X, device), y, train, validation)
-        with _randomness_of(self._network, seed):
+        with randomness_of(self._network, seed):
             stage = HashStage(self.hash_network, data, settings, problem=problem, seed=seed, verbose=verbose)
             return stage.run()
 
@@ -228,24 +220,8 @@ def train_metric_stage(
     history : list of dict
         One record an epoch.
     """
-    start = _initial_network(X, train, network, embedding_dim, seed).to(device)
+    start = initial_network(X, train, network, embedding_dim, seed).to(device)
     data = TrainingData(as_tensor(X, torch.device(device)), y, train, validation)
-    with _randomness_of(network, seed):
+    with randomness_of(network, seed):
         history = MetricStage(start, data, settings, seed=seed, verbose=verbose).run()
     return {name: value.cpu().numpy() for name, value in start.state_dict().items()}, history
-
-
-def _initial_network(
-    X: np.ndarray, train: np.ndarray, network: str | nn.Module | Callable, embedding_dim: int, seed: int
-) -> StageNetwork:
-    generator = torch.Generator().manual_seed(seed)
-    standardize = Standardize.from_items(X[train])
-    with _randomness_of(network, seed):
-        trunk = build_trunk(network, X.shape[1:], generator)
-        width = n_trunk_outputs(trunk, standardize, as_tensor(X[:2], torch.device("cpu")))
-    return StageNetwork(standardize, trunk, new_head(width, embedding_dim, generator))
-
-
-def _randomness_of(network: Any, seed: int) -> Any:
-    """Shield the global random state from a module of the user's; the built-in trunks never touch it."""
-    return nullcontext() if isinstance(network, str) else private_randomness(seed)

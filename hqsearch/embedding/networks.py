@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from hqsearch.embedding.randomness import randomness_of
 
 TRUNKS = ("auto", "mlp", "conv", "nin")
 
@@ -174,8 +177,6 @@ def build_trunk(
         If the name is unknown or does not fit the input, or a callable returns no module.
     """
     if isinstance(network, nn.Module):
-        import copy
-
         return copy.deepcopy(network)
     if callable(network):
         trunk = network(tuple(input_shape))
@@ -242,3 +243,33 @@ def new_head(n_in: int, n_out: int, generator: torch.Generator, std: float | Non
             nn.init.trunc_normal_(head.weight, std=std, a=-2 * std, b=2 * std, generator=generator)
         nn.init.zeros_(head.bias)
     return head
+
+
+def initial_network(
+    X: np.ndarray, train: np.ndarray, network: str | nn.Module | Callable, n_outputs: int, seed: int
+) -> StageNetwork:
+    """Make the network that a first stage starts from: trunk and head drawn from `seed`, on the CPU.
+
+    Parameters
+    ----------
+    X : ndarray of shape (n_samples, *input_shape)
+        All items; those at `train` give the input statistics.
+    train : ndarray of int64
+        Positions.
+    network : str, nn.Module or callable
+        The trunk, see `build_trunk`.
+    n_outputs : int
+        Width of the linear layer.
+    seed : int
+        Of the initial weights.
+
+    Returns
+    -------
+    StageNetwork
+    """
+    generator = torch.Generator().manual_seed(seed)
+    standardize = Standardize.from_items(X[train])
+    with randomness_of(network, seed):
+        trunk = build_trunk(network, X.shape[1:], generator)
+        width = n_trunk_outputs(trunk, standardize, torch.tensor(X[:2]))
+    return StageNetwork(standardize, trunk, new_head(width, n_outputs, generator))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from hqsearch.embedding.model import EmbeddingModel
 from hqsearch.embedding.networks import StageNetwork, Standardize, build_trunk
-from hqsearch.embedding.training import private_randomness
+from hqsearch.embedding.randomness import randomness_of
 
 _STAGES = ("metric_network", "hash_network")
 
@@ -98,7 +98,7 @@ def unpack_model(
     except SafetensorError as error:
         raise ValueError(f"not a safetensors file: {error}") from error
     model = EmbeddingModel.__new__(EmbeddingModel)
-    with private_randomness(0):
+    with randomness_of(network, 0):
         if is_module:
             network = _make_module(network, input_shape)
             _fill(network, _below("network", tensors))

@@ -1,0 +1,62 @@
+"""Trained networks applied to items, batch by batch."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from hqsearch.embedding.networks import StageNetwork
+
+# A batch of this many items keeps activations of a small convolutional network under about 1 GiB.
+INFERENCE_BATCH = 2048
+BATCH_MULTIPLE = 16
+
+
+def split_levels(outputs: Tensor, n_levels: int, branching_factor: int, loss: str) -> Tensor:
+    """Level scores, (..., n_levels, d), of network outputs, (..., n_levels * d); unit blocks for triplet."""
+    scores = outputs.unflatten(-1, (n_levels, branching_factor))
+    return nn.functional.normalize(scores, dim=-1) if loss == "triplet" else scores
+
+
+def embed(network: StageNetwork, X: Tensor | np.ndarray, loss: str) -> Tensor:
+    """Embedding of all items, float32 of shape (n_samples, embedding_dim), unit rows for triplet."""
+    outputs = infer(network, X)
+    return nn.functional.normalize(outputs, dim=-1) if loss == "triplet" else outputs
+
+
+def level_scores(
+    network: StageNetwork, X: Tensor | np.ndarray, loss: str, n_levels: int, branching_factor: int
+) -> np.ndarray:
+    """Level scores of all items, float32 array of shape (n_samples, n_levels, branching_factor)."""
+    return split_levels(infer(network, X), n_levels, branching_factor, loss).cpu().numpy()
+
+
+def infer(network: StageNetwork, X: Tensor | np.ndarray) -> Tensor:
+    """Run `network`, which must be in eval mode, batch by batch on its device.
+
+    Batches are padded to a multiple of `BATCH_MULTIPLE` items: matrix products of other heights may add up in
+    another order, and an item's output should not depend on what it is asked together with.
+    """
+    device = next(network.parameters()).device
+    with torch.inference_mode():
+        return torch.cat(
+            [
+                _padded(network, as_tensor(X[start : start + INFERENCE_BATCH], device))
+                for start in range(0, len(X), INFERENCE_BATCH)
+            ]
+        )
+
+
+def _padded(network: StageNetwork, x: Tensor) -> Tensor:
+    n_missing = -len(x) % BATCH_MULTIPLE
+    if n_missing == 0:
+        return network(x)
+    return network(torch.cat([x, x[:1].expand(n_missing, *x.shape[1:])]))[: len(x)]
+
+
+def as_tensor(X: Tensor | np.ndarray, device: torch.device) -> Tensor:
+    """Put X on the device; no copy where it is there already and may be written to."""
+    if isinstance(X, np.ndarray):
+        X = torch.from_numpy(np.require(X, requirements=["C", "W"]))
+    return X.to(device)
