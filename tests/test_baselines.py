@@ -1,6 +1,8 @@
 """The baselines: what each code is, and that all of them are encoders like any other."""
 
 import pickle
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -426,3 +428,9 @@ def test_a_gpu_trains_the_classifier_as_well_as_the_cpu(digits):
     assert np.mean(baseline.encode(X_query)[:, 0] == y_query) > 0.85
     back = pickle.loads(pickle.dumps(baseline))
     np.testing.assert_array_equal(back.encode(X_query), baseline.encode(X_query))
+
+
+def test_importing_baselines_and_data_sets_leaves_torch_out():
+    code = "import sys, hqsearch.baselines, hqsearch.datasets; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
