@@ -7,6 +7,7 @@ works too, and results are only collected once they are there.
 
 from __future__ import annotations
 
+import atexit
 import os
 import threading
 import time
@@ -36,6 +37,8 @@ def _crew(n_workers: int) -> tuple[Any, threading.Lock]:
                 batch_size=1,
             )
             _crews[key] = parallel.__enter__(), threading.Lock()
+            # Threads that are left to the interpreter's end are warned about as unclosed.
+            atexit.register(parallel.__exit__, None, None, None)
         return _crews[key]
 
 
