@@ -10,7 +10,7 @@ EXTRAS = {
     "plot": ["matplotlib>=3.8"],
     "faiss": ["faiss-cpu>=1.8"],
     "bench": ["matplotlib>=3.8", "ortools>=9.10", "faiss-cpu>=1.8", "hnswlib>=0.8", "pynndescent>=0.5.13"],
-    "docs": ["matplotlib>=3.8", "sphinx>=7.2", "numpydoc>=1.7"],
+    "docs": ["matplotlib>=3.8"],
     "tests": [
         "matplotlib>=3.8",
         "faiss-cpu>=1.8",

@@ -47,9 +47,9 @@ class HierarchicalHashEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin,
     loss : {"npairs", "triplet"}, default="npairs"
         Loss of both stages. "triplet" is semi-hard and gives unit-length embeddings.
     sibling_penalty : float, default=100.0
-        Cost of two classes that share parent and bucket.
+        Cost of two classes of a mini-batch that share parent and bucket.
     orthogonality_penalty : float, default=0.1
-        Cost of two classes that share a bucket at one level.
+        Cost of two classes of a mini-batch that share a bucket at one level.
     classes_per_batch : int, default=64
         Classes in a mini-batch; at most as many as there are.
     batch_size : int, default=128
@@ -57,18 +57,23 @@ class HierarchicalHashEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin,
     class_groups_per_step : int, default=1
         Mini-batches in one training step: one forward pass, their flow problems solved in parallel, the
         losses averaged.
-    metric_epochs, hash_epochs : int, default=...
-        Most epochs of each stage.
-    learning_rate : float, default=...
+    metric_epochs, hash_epochs : int, default=30
+        Most epochs of each stage. An epoch draws about as many items as there are.
+    learning_rate : float, default=1e-3
         Peak rate of the metric stage's linear layer.
-    hash_learning_rate : float, default=...
+    hash_learning_rate : float, default=1e-3
         Peak rate of the hash stage's linear layer.
-    trunk_learning_rate_ratio : float, default=...
-        The trunk's rate, as a share of the linear layer's.
-    regularization, hash_regularization : float, default=...
-        Weight of the squared norms in the npairs loss, for each stage.
-    margin, hash_margin : float, default=...
-        Margin of the triplet loss, for each stage.
+    trunk_learning_rate_ratio : float, default=1.0
+        The trunk's rate in either stage, as a share of the linear layer's. The papers, with hundreds of epochs,
+        use 0.1.
+    regularization : float, default=0.003
+        Weight of the squared norms in the npairs loss of the metric stage.
+    hash_regularization : float, default=0.01
+        The same, of the hash stage.
+    margin : float, default=0.3
+        Margin of the triplet loss of the metric stage.
+    hash_margin : float, default=0.5
+        The same, of the hash stage.
     validation_fraction : float, default=0.1
         Share of the items, stratified, that is held out to choose the best epoch of each stage; 0 keeps the
         last epoch.
