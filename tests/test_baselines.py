@@ -230,6 +230,8 @@ def test_memory_trains_the_classifier_once_for_all_sparsities(blobs, tmp_path):
     assert len(list(tmp_path.rglob("train_classifier/*/output.pkl"))) == 1
     np.testing.assert_array_equal(fits[0].level_scores(X), fits[2].level_scores(X))
     np.testing.assert_array_equal(make(SoftmaxHashEncoder, epochs=2).fit(X, y).embed(X), fits[1].embed(X))
+    other = make(SoftmaxHashEncoder, epochs=2, memory=str(tmp_path), random_state=1).fit(X, y)
+    assert (other.level_scores(X) != fits[0].level_scores(X)).any()
 
 
 def test_images_of_bytes_are_classified_as_they_are(digits):
@@ -381,6 +383,12 @@ def test_pickled_baselines_give_the_same_codes(blobs, cls):
 def test_bad_parameters_are_refused_by_name(blobs, cls, parameters, message):
     with pytest.raises(ValueError, match=message):
         make(cls, **parameters).fit(*blobs)
+
+
+def test_the_control_refuses_a_sparsity_before_it_trains_in_vain(blobs, monkeypatch):
+    monkeypatch.setattr(ClassifierStage, "run", lambda stage: pytest.fail("trained"))
+    with pytest.raises(ValueError, match="sparsity = 7"):
+        make(SoftmaxHashEncoder, sparsity=7).fit(*blobs)
 
 
 @pytest.mark.parametrize("cls", ALL)

@@ -100,7 +100,6 @@ class BaselineHashEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Bas
     def _fit_encoder(self, X: Any, y: Any) -> Any:
         """Return the encoder whose embedding counts, fitted."""
         if isinstance(self.encoder, FrozenEstimator):
-            check_is_fitted(self.encoder)
             return self.encoder.estimator
         # Nothing asks for the codes of the default encoder.
         encoder = HierarchicalHashEncoder(hash_epochs=0) if self.encoder is None else clone(self.encoder)

@@ -99,9 +99,8 @@ class RandomHyperplaneHashEncoder(EmbeddingHashEncoder):
 
     def _score_buckets(self, embedding: np.ndarray) -> np.ndarray:
         # In float64: a side should not depend on how many items are projected together.
-        centred = embedding.astype(np.float64) - self.center_
-        projections = (centred @ self.hyperplanes_.astype(np.float64)).astype(np.float32)
-        return np.stack([-projections, projections], axis=2)
+        projections = (embedding - self.center_) @ self.hyperplanes_.astype(np.float64)
+        return np.stack([-projections, projections], axis=2).astype(np.float32)
 
     def _codes(self, level_scores: np.ndarray) -> np.ndarray:
         return best_leaves(level_scores, self.sparsity)
