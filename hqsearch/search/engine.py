@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
+from hqsearch.search.gathering import list_large_cells, score_small_cells, share_lists
 from hqsearch.search.probing import BAD_SCORES, plan_search, sort_pairs
 from hqsearch.search.radius import collect_pairs
-from hqsearch.search.scoring import score_pairs, score_small_cells
+from hqsearch.search.scoring import score_pairs
 from hqsearch.search.topk import EMPTY_KEY, finish_rows
 
 __all__ = [
@@ -66,14 +67,19 @@ def search_slice(
     if totals[3] != 0:
         return totals, 0
     keys = np.full(order.size * n_neighbors, EMPTY_KEY, dtype=np.int64)
+    large_query, large_cell = pair_query, pair_cell
     if shared:
-        pair_query, pair_cell = score_small_cells(
-            taken, taken_skipped, pair_query, pair_cell,
-            plain, encoded, kind, low, step, cell_start, positions, keep, keys, n_neighbors,
-        )  # fmt: skip
-    pair_query, pair_cell = sort_pairs(pair_query, pair_cell, cell_live.size)
+        sections = share_lists(pair_query, pair_cell, order.size)
+        large_query, large_cell = list_large_cells(sections, pair_cell, cell_start)
+    large_query, large_cell = sort_pairs(large_query, large_cell, cell_live.size)
     score_pairs(
-        taken, taken_skipped, pair_query, pair_cell, 0, pair_query.size, 0,
+        taken, taken_skipped, large_query, large_cell, 0, large_query.size, 0,
         plain, encoded, kind, low, step, cell_start, positions, keep, keys, n_neighbors,
     )  # fmt: skip
+    if shared:
+        # After the large cells: most items of the small ones are then too far to be looked at twice.
+        score_small_cells(
+            taken, taken_skipped, sections, pair_cell,
+            plain, encoded, kind, low, step, cell_start, positions, keep, keys, n_neighbors,
+        )  # fmt: skip
     return totals, finish_rows(keys, order, n_neighbors, out_distances, out_positions)

@@ -175,6 +175,33 @@ def lengthen(array, n_free, n_used):
 
 
 @njit(cache=True, nogil=True)
+def list_leaf(
+    first, n_entries, place, own_cell, shared, leaf_cells, cell_live, seen, pair_query, pair_cell, n_pairs
+):
+    """Write a leaf's cells that hold items, and that `place` has not listed yet, behind the first pairs.
+
+    Returns the number of pairs written, the items in the leaf, the items in the pairs written, and whether
+    `own_cell` is one of their cells.
+    """
+    n_new = live = n_fresh = left_out = np.int64(0)
+    for entry in range(first, first + n_entries):
+        cell = leaf_cells[entry]
+        n_items = np.int64(cell_live[cell])
+        live += n_items
+        # Writing first and counting afterwards needs no branch.
+        pair_query[n_pairs + n_new] = place
+        pair_cell[n_pairs + n_new] = cell
+        fresh = n_items > 0
+        if shared:
+            fresh = fresh & (seen[cell] != place)
+            seen[cell] = place
+        n_new += fresh
+        n_fresh += n_items * fresh
+        left_out += fresh & (own_cell == cell)
+    return n_new, live, n_fresh, left_out
+
+
+@njit(cache=True, nogil=True)
 def plan_search(
     order, codes, level_scores, own_cell, n_neighbors, n_probes, lexicographic, shared,
     leaf_ids, leaf_start, leaf_cells, cell_live, child_start, digit, level_start,
@@ -319,25 +346,17 @@ def plan_search(
                 n_opened += 1
             live = 0
             if leaf >= 0:
-                for entry in range(leaf_start[leaf], leaf_start[leaf + 1]):
-                    cell = leaf_cells[entry]
-                    if cell_live[cell] == 0:
-                        continue
-                    live += cell_live[cell]
-                    if shared:
-                        if seen[cell] == place:
-                            continue
-                        seen[cell] = place
-                    if n_pairs == pair_cell.size:
-                        pair_query, pair_cell = (
-                            lengthen(pair_query, 1, n_pairs),
-                            lengthen(pair_cell, 1, n_pairs),
-                        )
-                    pair_query[n_pairs] = place
-                    pair_cell[n_pairs] = cell
-                    n_pairs += 1
-                    n_listed += cell_live[cell]
-                    n_found += cell_live[cell] - (own_cell[query] == cell)
+                n_entries = leaf_start[leaf + 1] - leaf_start[leaf]
+                if n_pairs + n_entries > pair_cell.size:
+                    pair_query = lengthen(pair_query, n_entries, n_pairs)
+                    pair_cell = lengthen(pair_cell, n_entries, n_pairs)
+                n_new, live, n_fresh, left_out = list_leaf(
+                    leaf_start[leaf], n_entries, place, own_cell[query], shared, leaf_cells, cell_live, seen,
+                    pair_query, pair_cell, n_pairs,
+                )  # fmt: skip
+                n_pairs += n_new
+                n_listed += n_fresh
+                n_found += n_fresh - left_out
             if is_own and live == 0:
                 totals[1] += 1
         totals[0] += n_opened

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from hqsearch.search import probing, scoring, topk
+from hqsearch.search import gathering, probing, scoring, topk
 from hqsearch.search.blocks import BLOCK, PLAIN, SLACK, byte_scale
 from hqsearch.search.engine import take_rows
 from hqsearch.search.segments import Segment
@@ -112,6 +112,29 @@ def test_find_leaf_finds_what_is_there():
     assert probing.find_leaf(leaves[:0], 3) == -1
 
 
+@pytest.mark.parametrize("shared", [False, True])
+def test_list_leaf_lists_each_cell_that_holds_items_once(shared):
+    leaf_cells, cell_live = np.array([9, 4, 0, 2, 4], np.int32), np.array([3, 1, 0, 1, 7], np.int32)
+    seen = np.full(5 if shared else 0, -1, np.int32)
+    query, cell = np.full(8, -1, np.int32), np.full(8, -1, np.int32)
+    # Cells 4, 0, 2, of which 2 is vacant and 0 is to be left out.
+    counts = probing.list_leaf(1, 3, 5, 0, shared, leaf_cells, cell_live, seen, query, cell, 2)
+    assert counts == (2, 10, 10, 1)
+    assert cell[2:4].tolist() == [4, 0]
+    assert query[:4].tolist() == [-1, -1, 5, 5]
+    if shared:
+        assert probing.list_leaf(4, 1, 5, 0, True, leaf_cells, cell_live, seen, query, cell, 4)[:3] == (
+            0,
+            7,
+            0,
+        )
+        assert probing.list_leaf(4, 1, 6, 0, True, leaf_cells, cell_live, seen, query, cell, 4)[:3] == (
+            1,
+            7,
+            7,
+        )
+
+
 @pytest.mark.parametrize("leaves", [[], [7], [0, 1, 5, 6, 7, 26], list(range(27))])
 def test_prefix_tree_lists_the_children_of_each_prefix(leaves):
     tree = probing.PrefixTree.build(np.array(leaves, dtype=np.int64), 3, 3)
@@ -147,7 +170,7 @@ def test_gathering_small_cells_changes_no_bit(masked, n_queries):
     vectors = rng.normal(size=(n_items, dim)).astype(np.float32)
     segment = Segment.build(vectors, codes, np.arange(n_items, dtype=np.int32), *byte_scale(vectors))
     sizes = np.diff(segment.cell_start)
-    assert sizes.min() <= scoring.SMALL_CELL < sizes.max()
+    assert sizes.min() <= gathering.SMALL_CELL < sizes.max()
     queries = rng.normal(size=(n_queries, dim)).astype(np.float32)
     keep = (rng.random(n_items) < 0.5).astype(np.uint8) if masked else np.empty(0, np.uint8)
     cells = [
@@ -166,11 +189,13 @@ def test_gathering_small_cells_changes_no_bit(masked, n_queries):
         )
 
     score(pair_query, pair_cell, straight)
-    rest = scoring.score_small_cells(
-        queries, skipped, pair_query, pair_cell, *segment.kernel_arrays, keep, gathered, size
-    )
-    assert rest[0].size < pair_query.size
+    sections = gathering.share_lists(pair_query, pair_cell, n_queries)
+    rest = gathering.list_large_cells(sections, pair_cell, segment.cell_start)
+    assert 0 < rest[0].size < pair_query.size
     score(*rest, gathered)
+    gathering.score_small_cells(
+        queries, skipped, sections, pair_cell, *segment.kernel_arrays, keep, gathered, size
+    )
     np.testing.assert_array_equal(gathered, straight)
     for q in range(n_queries):
         rows = np.concatenate([np.arange(segment.cell_start[c], segment.cell_start[c + 1]) for c in cells[q]])
@@ -220,6 +245,6 @@ def test_sections_cover_every_pair_once(seed):
     ]
     query = np.repeat(np.arange(n_planned), [len(cells) for cells in lists]).astype(np.int32)
     cell = np.array([c for cells in lists for c in cells], dtype=np.int32)
-    sections = scoring.share_lists(query, cell, n_planned)
+    sections = gathering.share_lists(query, cell, n_planned)
     found = [(q, c) for first, end, q0, q1 in sections for q in range(q0, q1) for c in cell[first:end]]
     assert sorted(found) == sorted(zip(query, cell, strict=True))
