@@ -6,8 +6,9 @@ export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 
 .PHONY: quickstart test test-slow bench-flow bench-search bench-training bench-smoke examples clean
 
+# One thread: a network as small as this one gains nothing from more, and on a busy machine loses much.
 quickstart: .venv/plot.stamp
-	$(BIN)/python examples/quickstart.py
+	OMP_NUM_THREADS=1 $(BIN)/python examples/quickstart.py
 
 test: .venv/tests.stamp
 	$(BIN)/ruff check .

@@ -64,8 +64,8 @@ class HierarchicalHashEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin,
     hash_learning_rate : float, default=1e-3
         Peak rate of the hash stage's linear layer.
     trunk_learning_rate_ratio : float, default=1.0
-        The trunk's rate in either stage, as a share of the linear layer's. The papers, with hundreds of epochs,
-        use 0.1.
+        The trunk's rate in either stage, as a share of the linear layer's. The papers, with hundreds of
+        epochs, use 0.1.
     regularization : float, default=0.003
         Weight of the squared norms in the npairs loss of the metric stage.
     hash_regularization : float, default=0.01
