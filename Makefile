@@ -20,7 +20,7 @@ test-slow: .venv/tests.stamp
 	$(BIN)/python -m pytest -q -m slow
 
 bench-flow: .venv/bench.stamp
-	$(BIN)/python benchmarks/bench_flow.py
+	$(BIN)/python benchmarks/bench_flow.py --json --markdown --plot
 
 bench-search: .venv/bench.stamp
 	$(BIN)/python benchmarks/bench_search.py

@@ -46,8 +46,9 @@ class HierarchicalHashIndex(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
     n_neighbors : int, default=5
         Neighbours of a query, unless a call says otherwise.
     n_probes : int or None, default=None
-        Leaves to open for each query, empty ones not counted. None opens the query's own leaves. Either way
-        more are opened where the row of neighbours is not full yet.
+        Leaves to open for each query, its own first, even empty ones; beyond them empty leaves are never
+        visited. None opens the query's own leaves. Either way more are opened while fewer than `n_neighbors`
+        candidates are there.
     mode : {"distance", "connectivity"}, default="distance"
         Entries of the graph that `transform` returns: distances, or ones.
     probing : {"best_first", "lexicographic"}, default="best_first"
