@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from hqsearch.search.table import LeafTable
 
 # Queries of one task: enough to share leaves, few enough to stay in the caches and to spread over threads.
-_SLICE, _MIN_SLICE = 2048, 128
+_SLICE, _MIN_SLICE, _LONGER = 2048, 128, 4
 _NO_MASK = np.empty(0, dtype=np.uint8)
 _NO_SKIP = np.full(1, -1, dtype=np.int64)
 _ONE_QUERY = np.zeros(1, dtype=np.int64)
@@ -81,8 +81,11 @@ class _Batch:
         from joblib import effective_n_jobs
 
         n_threads = effective_n_jobs(n_jobs)
+        # Queries of one code share its leaves only; those that open further leaves meet more of the same
+        # cells in a longer slice.
+        most = _SLICE * min(_LONGER, max(1, self.rules[0] // codes.shape[1]))
         # Small batches too are spread over the threads.
-        size = min(_SLICE, max(_MIN_SLICE, -(-n_queries // (2 * n_threads))))
+        size = min(most, max(_MIN_SLICE, -(-n_queries // (2 * n_threads))))
         slices = [order[i : i + size] for i in range(0, n_queries, size)]
         n_threads = min(len(slices), n_threads)
         if n_threads == 1:

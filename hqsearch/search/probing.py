@@ -59,9 +59,7 @@ class PrefixTree(NamedTuple):
 @njit(cache=True, nogil=True)
 def ascending_bits(value):
     """Map a float64 to an int64 that sorts in the same order; both zeros map to 0."""
-    box = np.empty(1, dtype=np.float64)
-    box[0] = value + 0.0
-    bits = box.view(np.int64)[0]
+    bits = np.float64(value + 0.0).view(np.int64)
     return bits if bits >= 0 else bits ^ np.int64(0x7FFFFFFFFFFFFFFF)
 
 

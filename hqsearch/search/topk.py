@@ -78,6 +78,15 @@ def bound_least(minima, size, highest):
 
 
 @njit(cache=True, nogil=True)
+def count_within(minima, bound):
+    """Count the minima of at most `bound`."""
+    count = np.int32(0)
+    for i in range(BLOCK):
+        count = np.int32(count + np.int32(minima[i] <= bound))
+    return count
+
+
+@njit(cache=True, nogil=True)
 def offer(words, first, n_blocks, positions, first_position, skipped, keys, start, size, room):
     """Offer the squared distances of a chunk to one query's row of keys.
 
@@ -106,7 +115,7 @@ def offer(words, first, n_blocks, positions, first_position, skipped, keys, star
         base += _BLOCK
         for i in range(_BLOCK):
             minima[i] = min(minima[i], words[base + i])
-    if worst == EMPTY_KEY and size <= SORTED_ROW:
+    if size <= SORTED_ROW and (worst == EMPTY_KEY or count_within(minima, bound) > 2 * size):
         # The least items of the lanes are `BLOCK` items, so their size-th least bounds that of all items.
         # The item to leave out may be one of them.
         bound = bound_least(minima, size + (skipped >= 0), bound)
