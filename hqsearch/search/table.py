@@ -53,7 +53,9 @@ class LeafTable:
     ``1024 * (4 * embedding_dim + 8 * sparsity)`` bytes. `nbytes` counts what exists now.
 
     Distances are computed in float32 whatever the storage; with "float16" and "int8" they are distances
-    to the rounded vectors, and "int8" spreads 256 levels over the range of each dimension.
+    to the rounded vectors, and "int8" spreads 256 levels over the range of each dimension. On learned
+    embeddings of digits (three seeds) and of glyphs of 100 characters, precision@1, 4 and 16 changed by
+    less than 0.0001 with "float16" and by at most 0.0003 with "int8" (`benchmarks/bench_search.py`).
 
     Examples
     --------

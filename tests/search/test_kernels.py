@@ -31,11 +31,15 @@ def test_square_distances_have_the_same_bits_in_both_kernels(dim, width):
 @pytest.mark.parametrize("size", [1, 2, 16, 48, 49, 200])
 @pytest.mark.parametrize("spread", [2, 50, 10**6])
 @pytest.mark.parametrize("skipped", [-1, 3])
-def test_offer_keeps_the_least_keys_whatever_comes_in_what_order(size, spread, skipped):
+@pytest.mark.parametrize("farthest_first", [False, True])
+def test_offer_keeps_the_least_keys_whatever_comes_in_what_order(size, spread, skipped, farthest_first):
     rng = np.random.default_rng(size + spread)
     keys = np.full(3 * size, topk.EMPTY_KEY)
     room = topk.make_room(4)
     squares = rng.integers(0, spread, 1000).astype(np.float32)
+    if farthest_first:
+        # Every chunk then brings more items that are nearer than the row's than the row has room for.
+        squares = np.sort(squares)[::-1].copy()
     positions = rng.permutation(1000).astype(np.int32)
     first = 0
     for n_items in (0, 1, 5, 256, 64, 63, 200, 1, 256, 154):
