@@ -106,18 +106,27 @@ def peer_methods(data, names, n_lists, threads):
     return methods
 
 
+def count_affordable(method, queries, sizes):
+    """Count the queries that a method answers in the time that it has; small batches say little."""
+    n_queries = min(len(queries), sizes["first_queries"])
+    while True:
+        seconds = []
+        method.time(slice(0, n_queries), seconds)
+        method.time(slice(0, n_queries), seconds)
+        affordable = int(n_queries * sizes["seconds"] / min(seconds))
+        if n_queries == len(queries) or affordable < 8 * n_queries:
+            return min(len(queries), max(n_queries, affordable))
+        n_queries = min(len(queries), 4 * n_queries)
+
+
 def measure(data, methods, sizes):
     """Time all methods in turns; return one record for each."""
     records, positions = [], []
     for method in methods:
         print(f"  {method.name} {method.setting}", flush=True)
-        first, seconds = min(len(data["queries"]), sizes["first_queries"]), []
-        method.time(slice(0, first), seconds)
-        method.time(slice(0, first), seconds)
-        affordable = int(first * sizes["seconds"] / seconds[-1])
-        method.n_queries = min(len(data["queries"]), max(first, affordable))
-        found = method.time(slice(0, method.n_queries), [])
         ours = method.name.startswith("hqsearch")
+        method.n_queries = len(data["queries"]) if ours else count_affordable(method, data["queries"], sizes)
+        found = method.time(slice(0, method.n_queries), [])
         positions.append(found.positions if ours else found)
         records.append(
             {
