@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-# As many rounds of k-means as faiss needs to come within a percent of where its default of 25 ends.
+# Rounds of k-means; faiss runs 25 unless told otherwise, which would take most of the benchmark.
 TRAINING_ROUNDS = 10
 
 
