@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cached_property
+import threading
 from typing import Any
 
 import numpy as np
@@ -78,6 +78,9 @@ def code_matrix(codes: np.ndarray, n_leaves: int) -> sp.csr_matrix:
     )
 
 
+_making_rows = threading.Lock()
+
+
 class CellScores:
     """Mean level scores of the items that share a code, so that fitted items can be queries again.
 
@@ -112,11 +115,17 @@ class CellScores:
         self._scores = means
         self._codes = _best_first(cells, means)
         self._n_cells = len(cells)
+        self._row_of: dict[tuple[int, ...], int] | None = None
 
-    @cached_property
+    @property
     def _rows(self) -> dict[tuple[int, ...], int]:
-        cells = np.sort(self._codes[: self._n_cells], 1).tolist()
-        return {tuple(cell): row for row, cell in enumerate(cells)}
+        """Row of each cell. Made by whoever asks first, once: what `add` puts in must not be lost."""
+        if self._row_of is None:
+            with _making_rows:
+                if self._row_of is None:
+                    cells = np.sort(self._codes[: self._n_cells], 1).tolist()
+                    self._row_of = {tuple(cell): row for row, cell in enumerate(cells)}
+        return self._row_of
 
     def of(self, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Look up cells.
@@ -164,7 +173,7 @@ class CellScores:
 
     def __getstate__(self) -> dict[str, Any]:
         n = self._n_cells
-        return {"_scores": self._scores[:n], "_codes": self._codes[:n], "_n_cells": n}
+        return {"_scores": self._scores[:n], "_codes": self._codes[:n], "_n_cells": n, "_row_of": None}
 
 
 def _best_first(cells: np.ndarray, scores: np.ndarray) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from numbers import Integral, Real
 from typing import Any
 
@@ -17,8 +18,8 @@ from sklearn.utils.validation import check_is_fitted, check_memory, validate_dat
 
 from hqsearch.codes import code_matrix, greedy_codes
 
-# Bucket ids are int64.
-MAX_LEAVES = 2**63 - 1
+# Bucket ids are int64, with a bit to spare for sums in the search.
+MAX_LEAVES = 2**62
 
 
 class HierarchicalHashEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
@@ -239,10 +240,18 @@ class HierarchicalHashEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin,
         HierarchicalHashEncoder
             This encoder.
 
+        Warns
+        -----
+        UserWarning
+            If it is interrupted (Ctrl-C): the best epoch so far is kept, and after an interrupted metric
+            stage the hash stage runs for one epoch.
+
         Raises
         ------
+        FloatingPointError
+            If the loss is not finite any more.
         ValueError
-            If X or y is malformed, y has one class, the tree has more than 2**63 - 1 leaves, `sparsity`
+            If X or y is malformed, y has one class, the tree has more than 2**62 leaves, `sparsity`
             exceeds `branching_factor`, or `device` does not exist.
         """
         X, y = self._validate_training_data(X, y)
@@ -281,7 +290,7 @@ class HierarchicalHashEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin,
             )
         if self.branching_factor**self.n_levels > MAX_LEAVES:
             raise ValueError(
-                "Expected branching_factor**n_levels < 2**63, but branching_factor = "
+                "Expected branching_factor**n_levels <= 2**62, but branching_factor = "
                 f"{self.branching_factor}, n_levels = {self.n_levels}."
             )
 
@@ -297,7 +306,7 @@ class HierarchicalHashEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin,
             branching_factor=self.branching_factor,
             device=self.device,
         )
-        self.history_ = model.fit_metric(
+        history, interrupted = model.fit_metric(
             X,
             y,
             train,
@@ -309,12 +318,16 @@ class HierarchicalHashEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin,
             memory=check_memory(self.memory),
             verbose=self.verbose,
         )
-        self.history_ = self.history_ + model.fit_hash(
+        settings = self._stage_settings("hash")
+        if interrupted:
+            # Whoever interrupts wants to stop; without any epoch there would be no codes to speak of.
+            settings = replace(settings, epochs=min(1, settings.epochs))
+        self.history_ = history + model.fit_hash(
             X,
             y,
             train,
             validation,
-            settings=self._stage_settings("hash"),
+            settings=settings,
             seed=hash_seed,
             problem=self._code_problem(model.embed(X), y, train, validation),
             verbose=self.verbose,

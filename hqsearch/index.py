@@ -14,7 +14,13 @@ import scipy.sparse as sp
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin, _fit_context, clone
 from sklearn.frozen import FrozenEstimator
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
-from sklearn.utils.validation import _num_samples, check_consistent_length, check_is_fitted, validate_data
+from sklearn.utils.validation import (
+    _num_samples,
+    check_consistent_length,
+    check_is_fitted,
+    column_or_1d,
+    validate_data,
+)
 
 from hqsearch.codes import CellScores
 from hqsearch.encoder import HierarchicalHashEncoder
@@ -166,9 +172,8 @@ class HierarchicalHashIndex(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
             If the encoder refuses X or y, or their lengths differ.
         """
         validate_data(self, X, skip_check_array=True)
-        if y is not None:
-            check_consistent_length(X, y)
-        self.encoder_ = self._fit_encoder(X, y)
+        labels = self._check_labels(X, y)
+        self.encoder_ = self._check_protocol(self._fit_encoder(X, y))
         embedding, level_scores, codes = self._describe(X)
         table = LeafTable.build(
             embedding,
@@ -177,10 +182,18 @@ class HierarchicalHashIndex(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
             n_levels=self.encoder_.n_levels,
             storage=self.storage,
         )
-        labels = None if y is None else np.asarray(y)
-        self._items = FittedItems(table, CellScores(codes, level_scores), labels)
+        parts = None if labels is None else (labels,)
+        self._items = FittedItems(table, CellScores(codes, level_scores), parts)
         self._state = IndexState()
         return self
+
+    @staticmethod
+    def _check_labels(X: Any, y: Any) -> np.ndarray | None:
+        if y is None:
+            return None
+        y = column_or_1d(y, warn=True)
+        check_consistent_length(X, y)
+        return y
 
     def _fit_encoder(self, X: Any, y: Any) -> Any:
         encoder = HierarchicalHashEncoder() if self.encoder is None else self.encoder
@@ -195,6 +208,16 @@ class HierarchicalHashIndex(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
             # The user's encoder stays as it is; codes of another sparsity come from the same level scores.
             return copy.copy(encoder.estimator).set_params(**overrides)
         return clone(encoder).set_params(**overrides).fit(X, y)
+
+    @staticmethod
+    def _check_protocol(encoder: Any) -> Any:
+        missing = [n for n in ("n_levels", "branching_factor", "sparsity") if not hasattr(encoder, n)]
+        if missing:
+            raise ValueError(
+                f"Expected encoder to have the attributes n_levels, branching_factor and sparsity, but "
+                f"{type(encoder).__name__} lacks {', '.join(missing)}."
+            )
+        return encoder
 
     def _describe(self, X: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Embedding, level scores and codes of X, from the fitted encoder."""
@@ -251,7 +274,18 @@ class HierarchicalHashIndex(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         share its code.
         """
         check_is_fitted(self)
-        items = self._items
+        distances, positions, stats = self._search(self._items, X, n_neighbors, n_probes, allowed)
+        return _choose((distances, return_distance), (positions, True), (stats, return_stats))
+
+    def _search(
+        self,
+        items: FittedItems,
+        X: Any,
+        n_neighbors: int | None,
+        n_probes: int | None,
+        allowed: np.ndarray | None,
+    ) -> tuple[np.ndarray, np.ndarray, SearchStats]:
+        """Search one snapshot, which whoever asks for more than neighbours must hold on to."""
         n_neighbors = _check_n_neighbors(self.n_neighbors if n_neighbors is None else n_neighbors)
         _check_enough_items(X, n_neighbors, items.table.n_live_items)
         options = self._search_options(n_probes, allowed)
@@ -272,7 +306,7 @@ class HierarchicalHashIndex(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
             else np.concatenate([getattr(part, name) for part in found])
             for name in ("distances", "positions")
         )
-        return _choose((distances, return_distance), (positions, True), (stats, return_stats))
+        return distances, positions, stats
 
     def _queries(
         self, X: Any, items: FittedItems
@@ -400,11 +434,13 @@ class HierarchicalHashIndex(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         """
         if mode not in ("connectivity", "distance"):
             raise ValueError(f"Expected mode to be 'connectivity' or 'distance', got {mode!r}.")
-        distances, positions = self.kneighbors(X, n_neighbors, n_probes=n_probes, allowed=allowed)
+        check_is_fitted(self)
+        items = self._items
+        distances, positions, _ = self._search(items, X, n_neighbors, n_probes, allowed)
         values = distances.astype(np.float64) if mode == "distance" else np.ones(distances.shape)
         indptr = np.arange(len(positions) + 1) * positions.shape[1]
         return sp.csr_matrix(
-            (values.ravel(), positions.ravel(), indptr), shape=(len(positions), self.n_positions_)
+            (values.ravel(), positions.ravel(), indptr), shape=(len(positions), items.table.n_items)
         )
 
     def transform(self, X: Any) -> sp.csr_matrix:
@@ -445,10 +481,11 @@ class HierarchicalHashIndex(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
             If the index was fitted without labels.
         """
         check_is_fitted(self)
-        labels = self.labels_
+        items = self._items
+        labels = items.labels
         if labels is None:
             raise ValueError("Expected an index that was fitted with y, but labels_ is None.")
-        return precision_at_k(y, labels[self.kneighbors(X, return_distance=False)])
+        return precision_at_k(y, labels[self._search(items, X, None, None, None)[1]])
 
     def add(self, X: Any, y: Any = None) -> np.ndarray:
         """Append items.
@@ -471,13 +508,11 @@ class HierarchicalHashIndex(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
             If X does not fit the encoder, or y is of the wrong length or kind.
         """
         check_is_fitted(self)
+        labels = self._check_labels(X, y)
         described = self._describe(X)
-        if y is not None:
-            check_consistent_length(X, y)
-            y = np.asarray(y)
         with self._state.changing:
             first = self._items.table.n_items
-            self._items = self._items.add(*described, y)
+            self._items = self._items.add(*described, labels)
             return np.arange(first, self._items.table.n_items)
 
     def remove(self, positions: Any) -> HierarchicalHashIndex:
@@ -524,7 +559,7 @@ class HierarchicalHashIndex(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         -------
         faiss.IndexIVFFlat
             Its ids are our positions. Search it with `search_preassigned` and the lists of
-            `faiss_lists`: the neighbours are the same.
+            `faiss_lists`: the neighbours are the same, until this index changes: then copy it anew.
 
         Raises
         ------

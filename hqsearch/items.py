@@ -22,26 +22,43 @@ class FittedItems:
         Their vectors and leaves.
     cell_scores : CellScores
         Mean level scores of the items that share a code; shared by all snapshots.
-    labels : ndarray of shape (table.n_items,) or None
-        Label of each position; None when some item came without one.
+    label_parts : tuple of ndarray, or None
+        Labels by position, in a few parts, the earlier ones the larger; None when some item came without.
     """
 
     table: LeafTable
     cell_scores: CellScores
-    labels: np.ndarray | None
+    label_parts: tuple[np.ndarray, ...] | None
+
+    @property
+    def labels(self) -> np.ndarray | None:
+        """Label of each position, of shape (table.n_items,), or None."""
+        if self.label_parts is None:
+            return None
+        return self.label_parts[0] if len(self.label_parts) == 1 else np.concatenate(self.label_parts)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"table": self.table, "cell_scores": self.cell_scores, "labels": self.labels}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        labels = state["labels"]
+        parts = None if labels is None else (labels,)
+        vars(self).update(table=state["table"], cell_scores=state["cell_scores"], label_parts=parts)
 
     def add(
         self, embedding: np.ndarray, level_scores: np.ndarray, codes: np.ndarray, labels: np.ndarray | None
     ) -> FittedItems:
         """Append items; see `LeafTable.add`."""
-        if self.labels is None or labels is None:
-            joined = None
-        else:
-            _check_same_kind(self.labels, labels)
-            joined = np.concatenate([self.labels, labels])
+        parts = None
+        if self.label_parts is not None and labels is not None:
+            _check_same_kind(self.label_parts[0], labels)
+            parts = (*self.label_parts, labels)
+            # As a binary counter carries, so that an item is copied a few times, however singly items come.
+            while len(parts) > 1 and len(parts[-2]) <= 2 * len(parts[-1]):
+                parts = (*parts[:-2], np.concatenate(parts[-2:]))
         table = self.table.add(embedding, codes)
         self.cell_scores.add(codes, level_scores)
-        return FittedItems(table, self.cell_scores, joined)
+        return FittedItems(table, self.cell_scores, parts)
 
     def remove(self, positions: np.ndarray) -> FittedItems:
         """Take items out; their positions stay vacant."""
@@ -50,8 +67,9 @@ class FittedItems:
     def compact(self) -> FittedItems:
         """Renumber the items that are left 0, 1, 2, ... in the order of their positions."""
         left = self.table.live_positions()
-        labels = None if self.labels is None else self.labels[left]
-        return FittedItems(self.table.compact(), self.cell_scores, labels)
+        labels = self.labels
+        parts = None if labels is None else (labels[left],)
+        return FittedItems(self.table.compact(), self.cell_scores, parts)
 
 
 class IndexState:

@@ -272,10 +272,11 @@ def _require_labels(y):
 def _score_precision(estimator, X, y, k):
     _require_labels(y)
     index, X = _index_and_its_input(estimator, X)
+    neighbors = index.kneighbors(X, n_neighbors=k, return_distance=False)
+    # Read after the search: of an index that another thread adds to, they may only be more by now.
     fitted_labels = getattr(index, "labels_", None)
     if fitted_labels is None:
         raise ValueError(f"This {type(index).__name__} instance was fitted without y: it has no labels")
-    neighbors = index.kneighbors(X, n_neighbors=k, return_distance=False)
     return precision_at_k(y, np.asarray(fitted_labels)[neighbors])
 
 

@@ -227,7 +227,7 @@ def test_the_classifier_says_nothing_until_asked(blobs, capsys):
 def test_memory_trains_the_classifier_once_for_all_sparsities(blobs, tmp_path):
     X, y = blobs
     fits = [make(SoftmaxHashEncoder, epochs=2, memory=str(tmp_path), sparsity=s).fit(X, y) for s in (1, 2, 3)]
-    assert len(list(tmp_path.rglob("train_classifier/*/output.pkl"))) == 1
+    assert len(list(tmp_path.rglob("train_first_stage/*/output.pkl"))) == 1
     np.testing.assert_array_equal(fits[0].level_scores(X), fits[2].level_scores(X))
     np.testing.assert_array_equal(make(SoftmaxHashEncoder, epochs=2).fit(X, y).embed(X), fits[1].embed(X))
     other = make(SoftmaxHashEncoder, epochs=2, memory=str(tmp_path), random_state=1).fit(X, y)

@@ -17,6 +17,15 @@ def make(**parameters):
     return HierarchicalHashEncoder(**{"metric_epochs": 4, "hash_epochs": 4, "random_state": 0} | parameters)
 
 
+def two_layers(shape):
+    return nn.Sequential(nn.Linear(shape[0], 16), nn.ReLU(), nn.Linear(16, 8))
+
+
+class NoFeatures(nn.Module):
+    def forward(self, x):
+        return x[:, :0]
+
+
 @pytest.fixture(scope="module")
 def fitted(digits):
     X, y, *_ = digits
@@ -217,16 +226,45 @@ def test_memory_trains_the_metric_stage_once_for_all_sparsities(blobs, tmp_path)
     fits = [make(memory=str(tmp_path), sparsity=s).fit(X, y) for s in (1, 2, 1)]
     np.testing.assert_array_equal(fits[0].embed(X), fits[1].embed(X))
     np.testing.assert_array_equal(fits[0].level_scores(X), fits[2].level_scores(X))
-    results = list(tmp_path.rglob("train_metric_stage/*/output.pkl"))
+    results = list(tmp_path.rglob("train_first_stage/*/output.pkl"))
     assert len(results) == 1
     np.testing.assert_array_equal(make().fit(X, y).embed(X), fits[0].embed(X))
+
+
+@pytest.mark.parametrize("network", [nn.Sequential(nn.Linear(5, 16)), two_layers])
+def test_memory_recognises_equal_networks_of_the_users(blobs, tmp_path, network):
+    X, y = blobs
+    for sparsity in (1, 2):
+        clone(make(memory=str(tmp_path), sparsity=sparsity, network=network)).fit(X, y)
+    assert len(list(tmp_path.rglob("train_first_stage/*/output.pkl"))) == 1
+
+
+def test_memory_says_that_it_cannot_tell_functions_without_a_name_apart(blobs, tmp_path):
+    encoder = make(memory=str(tmp_path), network=lambda shape: nn.Linear(shape[0], 8))
+    with pytest.warns(UserWarning, match="memory cannot tell whether two networks"):
+        encoder.fit(*blobs)
+
+
+def test_memory_does_not_keep_an_interrupted_stage(blobs, tmp_path, monkeypatch):
+    from hqsearch.embedding.training import MetricStage
+
+    def interrupted(stage):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MetricStage, "_run_epoch", interrupted)
+        with pytest.warns(UserWarning, match="metric stage was interrupted after 0 epochs"):
+            encoder = make(memory=str(tmp_path)).fit(*blobs)
+    # Whoever interrupts wants to stop: one epoch makes codes, and no more.
+    assert [record["stage"] for record in encoder.history_] == ["hash"]
+    assert len(make(memory=str(tmp_path)).fit(*blobs).history_) == 8
 
 
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
         ({"sparsity": 65}, "sparsity <= branching_factor, but sparsity = 65, branching_factor = 64"),
-        ({"n_levels": 11}, r"branching_factor\*\*n_levels < 2\*\*63"),
+        ({"n_levels": 11}, r"branching_factor\*\*n_levels <= 2\*\*62"),
         ({"loss": "softmax"}, "'loss' parameter .* must be a str among"),
         ({"network": "transformer"}, "'network' parameter"),
         ({"sparsity": 0}, "'sparsity' parameter"),
@@ -234,7 +272,11 @@ def test_memory_trains_the_metric_stage_once_for_all_sparsities(blobs, tmp_path)
         ({"learning_rate": 0}, "'learning_rate' parameter"),
         ({"network": "conv"}, "network='conv' expects X of shape"),
         ({"network": nn.Unflatten(1, (5, 1))}, r"tensor of shape \(2, n_hidden\)"),
+        ({"network": nn.Linear(6, 4)}, r"n_hidden\), but it fails: .*shapes cannot be multiplied"),
+        ({"network": nn.Linear(5, 4).double()}, "but it fails"),
+        ({"network": NoFeatures()}, "got .2, 0."),
         ({"device": "tpu-please"}, "Expected device to be 'auto', 'cpu' or 'cuda'"),
+        ({"device": "meta"}, "Expected device='meta' to exist and to compute"),
     ],
 )
 def test_bad_parameters_are_refused_by_name(blobs, parameters, message):
@@ -271,6 +313,7 @@ def test_a_gpu_trains_as_well_as_the_cpu(digits, loss):
         (lambda X, y: (X, np.linspace(0, 1, len(X))), "Unknown label type"),
         (lambda X, y: (X[:, :, None], y), "got 3 dimensions"),
         (lambda X, y: (X[:1], y[:1]), "1 sample"),
+        (lambda X, y: (X * 1e300, y), "standard deviation float64 can hold"),
     ],
 )
 def test_bad_data_is_refused_with_the_reason(blobs, change, message):

@@ -195,6 +195,48 @@ def test_threads_that_search_see_the_old_items_or_the_new_never_half(points):
     assert (index.n_samples_fit_, index.n_positions_) == (200, 200 + 60 * 100)
 
 
+def test_scores_and_graphs_are_of_one_snapshot(points):
+    index = fitted(points[:200], np.arange(200) % 2, n_neighbors=3)
+    failures, done = [], threading.Event()
+
+    def ask():
+        while not done.is_set():
+            try:
+                graph = index.kneighbors_graph(points[:20])
+                graph.check_format()
+                index.score(points[:20], np.arange(20) % 2)
+            except (IndexError, ValueError) as error:
+                failures.append(error)
+
+    askers = [threading.Thread(target=ask) for _ in range(3)]
+    for thread in askers:
+        thread.start()
+    for _ in range(40):
+        index.add(points[200:], np.arange(200) % 2)
+        index.remove(np.arange(200, index.n_positions_))
+        index.compact()
+    done.set()
+    for thread in askers:
+        thread.join()
+    assert failures == []
+
+
+def test_labels_of_single_adds_are_kept_in_few_parts(points):
+    index = fitted(points[:50], np.arange(50))
+    for i in range(50, 400):
+        index.add(points[i : i + 1], [i])
+    np.testing.assert_array_equal(index.labels_, np.arange(400))
+    assert len(index._items.label_parts) <= 10
+
+
+def test_labels_in_a_column_are_taken_as_a_row(points):
+    with pytest.warns(UserWarning, match="column-vector y"):
+        index = fitted(points[:50], np.arange(50)[:, None])
+    assert index.labels_.shape == (50,)
+    with pytest.raises(ValueError, match="1d array"):
+        index.add(points[50:52], [[1, 2], [3, 4]])
+
+
 def test_many_threads_may_add(points):
     index = fitted(points[:100])
     given = []

@@ -115,12 +115,11 @@ class SpeedupPrecisionDisplay:
             check_consistent_length(suf_of_peer, precision_of_peer)
         if getattr(index, "labels_", None) is None:
             raise ValueError(f"This {type(index).__name__} instance was fitted without y: it has no labels")
-        labels = np.asarray(index.labels_)
         suf, precision = [], []
         for n in n_probes:
             _, neighbors, stats = index.kneighbors(X, n_neighbors=k, n_probes=n, return_stats=True)
             suf.append(stats.suf())
-            precision.append(precision_at_k(y, labels[neighbors]))
+            precision.append(precision_at_k(y, np.asarray(index.labels_)[neighbors]))
         display = cls(
             suf=np.array(suf),
             precision=np.array(precision),

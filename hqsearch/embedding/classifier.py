@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hqsearch.embedding.inference import as_tensor, infer
-from hqsearch.embedding.model import resolve_device
-from hqsearch.embedding.networks import StageNetwork, initial_network
-from hqsearch.embedding.randomness import randomness_of
-from hqsearch.embedding.stage import Stage, StageSettings, TrainingData
+from hqsearch.embedding.first_stage import fit_first_stage
+from hqsearch.embedding.inference import infer
+from hqsearch.embedding.model import available_device, resolve_device
+from hqsearch.embedding.networks import StageNetwork
+from hqsearch.embedding.stage import Stage, StageSettings
 
 
 class ClassifierStage(Stage):
@@ -102,14 +102,20 @@ class ClassifierModel:
         list of dict
             One record an epoch.
         """
-        device = resolve_device(self.device)
-        weights, history = memory.cache(train_classifier, ignore=["verbose"])(
-            X, y, train, validation, network, settings, seed, str(device), verbose=verbose
+        self.network, history, _ = fit_first_stage(
+            ClassifierStage,
+            X,
+            y,
+            train,
+            validation,
+            network=network,
+            n_outputs=int(y.max()) + 1,
+            settings=settings,
+            seed=seed,
+            device=resolve_device(self.device),
+            memory=memory,
+            verbose=verbose,
         )
-        # The cached result is weights alone; the network is made again from the same seed and filled in.
-        self.network = initial_network(X, train, network, int(y.max()) + 1, seed)
-        self.network.load_state_dict({name: torch.from_numpy(w) for name, w in weights.items()})
-        self.network.to(device).eval()
         return history
 
     def log_probabilities(self, X: np.ndarray) -> np.ndarray:
@@ -135,33 +141,4 @@ class ClassifierModel:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         if self.network is not None:
-            self.network.to(resolve_device("auto" if self.device != "cpu" else "cpu"))
-
-
-def train_classifier(
-    X: np.ndarray,
-    y: np.ndarray,
-    train: np.ndarray,
-    validation: np.ndarray,
-    network: str | nn.Module | Callable,
-    settings: StageSettings,
-    seed: int,
-    device: str,
-    verbose: int = 0,
-) -> tuple[dict[str, np.ndarray], list[dict[str, Any]]]:
-    """Train a classifier; a plain function of its arguments, so that joblib.Memory can keep its result.
-
-    Parameters are those of `ClassifierModel.fit`.
-
-    Returns
-    -------
-    weights : dict of ndarray
-        The network's state by name.
-    history : list of dict
-        One record an epoch.
-    """
-    start = initial_network(X, train, network, int(y.max()) + 1, seed).to(device)
-    data = TrainingData(as_tensor(X, torch.device(device)), y, train, validation)
-    with randomness_of(network, seed):
-        history = ClassifierStage(start, data, settings, seed=seed, verbose=verbose).run()
-    return {name: value.cpu().numpy() for name, value in start.state_dict().items()}, history
+            self.network.to(available_device(self.device))

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from hqsearch.embedding.first_stage import fit_first_stage
 from hqsearch.embedding.inference import as_tensor, embed, level_scores
-from hqsearch.embedding.networks import StageNetwork, initial_network, new_head
+from hqsearch.embedding.networks import StageNetwork, new_head
 from hqsearch.embedding.randomness import randomness_of
 from hqsearch.embedding.stage import StageSettings, TrainingData
 from hqsearch.embedding.training import CodeProblem, HashStage, MetricStage
@@ -48,7 +49,20 @@ def resolve_device(device: str) -> torch.device:
             f"Expected device={device!r} to exist, but torch finds {torch.cuda.device_count()} CUDA devices; "
             "device='auto' takes what there is."
         )
+    try:
+        # Other kinds of device tell only by trying whether they are there and hold values.
+        torch.zeros(1, device=resolved).item()
+    except (RuntimeError, NotImplementedError) as error:
+        raise ValueError(f"Expected device={device!r} to exist and to compute, but {error}") from error
     return resolved
+
+
+def available_device(device: str) -> torch.device:
+    """Resolve a device, or take what there is where it does not exist."""
+    try:
+        return resolve_device(device)
+    except ValueError:
+        return resolve_device("auto")
 
 
 class EmbeddingModel:
@@ -86,7 +100,7 @@ class EmbeddingModel:
         seed: int,
         memory: Any,
         verbose: int = 0,
-    ) -> list[dict[str, Any]]:
+    ) -> tuple[list[dict[str, Any]], bool]:
         """Train the embedding; with a joblib.Memory, only where it was not trained before.
 
         Parameters
@@ -112,27 +126,27 @@ class EmbeddingModel:
 
         Returns
         -------
-        list of dict
+        history : list of dict
             One record an epoch.
+        interrupted : bool
+            Whether the user stopped it before its end.
         """
         self._network = network
-        weights, history = memory.cache(train_metric_stage, ignore=["verbose"])(
+        self.metric_network, history, interrupted = fit_first_stage(
+            MetricStage,
             X,
             y,
             train,
             validation,
-            network,
-            embedding_dim,
-            settings,
-            seed,
-            str(resolve_device(self.device)),
+            network=network,
+            n_outputs=embedding_dim,
+            settings=settings,
+            seed=seed,
+            device=resolve_device(self.device),
+            memory=memory,
             verbose=verbose,
         )
-        # The cached result is weights alone; the network is made again from the same seed and filled in.
-        self.metric_network = initial_network(X, train, network, embedding_dim, seed)
-        self.metric_network.load_state_dict({name: torch.from_numpy(w) for name, w in weights.items()})
-        self.metric_network.to(resolve_device(self.device)).eval()
-        return history
+        return history, interrupted
 
     def fit_hash(
         self,
@@ -191,37 +205,7 @@ class EmbeddingModel:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        device = resolve_device("auto") if self.device != "cpu" else torch.device("cpu")
+        device = available_device(self.device)
         for network in (self.metric_network, self.hash_network):
             if network is not None:
                 network.to(device)
-
-
-def train_metric_stage(
-    X: np.ndarray,
-    y: np.ndarray,
-    train: np.ndarray,
-    validation: np.ndarray,
-    network: str | nn.Module | Callable,
-    embedding_dim: int,
-    settings: StageSettings,
-    seed: int,
-    device: str,
-    verbose: int = 0,
-) -> tuple[dict[str, np.ndarray], list[dict[str, Any]]]:
-    """Train the first stage; a plain function of its arguments, so that joblib.Memory can keep its result.
-
-    Parameters are those of `EmbeddingModel.fit_metric`.
-
-    Returns
-    -------
-    weights : dict of ndarray
-        The network's state by name.
-    history : list of dict
-        One record an epoch.
-    """
-    start = initial_network(X, train, network, embedding_dim, seed).to(device)
-    data = TrainingData(as_tensor(X, torch.device(device)), y, train, validation)
-    with randomness_of(network, seed):
-        history = MetricStage(start, data, settings, seed=seed, verbose=verbose).run()
-    return {name: value.cpu().numpy() for name, value in start.state_dict().items()}, history

@@ -40,8 +40,13 @@ class Standardize(nn.Module):
         """Statistics of X: of each feature (2-D X), or of each channel (images)."""
         axes = (0,) if X.ndim == 2 else (0, 2, 3)
         mean = X.mean(axis=axes, dtype=np.float64, keepdims=True)[0]
-        scale = X.std(axis=axes, dtype=np.float64, keepdims=True)[0]
+        with np.errstate(over="ignore", invalid="ignore"):
+            scale = X.std(axis=axes, dtype=np.float64, keepdims=True)[0]
         # The deviation of a constant column is the rounding of its mean, not exactly zero.
+        if not np.isfinite(scale).all():
+            raise ValueError(
+                "Expected X whose standard deviation float64 can hold, but it overflows; scale X."
+            )
         varies = X.min(axis=axes, keepdims=True)[0] < X.max(axis=axes, keepdims=True)[0]
         return cls(mean, np.where(varies & (scale > 0), scale, 1.0))
 
@@ -222,14 +227,17 @@ def n_trunk_outputs(trunk: nn.Module, standardize: Standardize, sample: Tensor) 
         If the output is not a tensor of shape (n_samples, n_hidden).
     """
     trunk.eval()
-    with torch.no_grad():
-        output = trunk(standardize(sample))
-    if not isinstance(output, Tensor) or output.ndim != 2 or len(output) != len(sample):
-        came = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-        raise ValueError(
-            f"Expected network to map {tuple(sample.shape)} to a tensor of shape ({len(sample)}, n_hidden), "
-            f"got {came}."
-        )
+    shapes = f"{tuple(sample.shape)} to a float32 tensor of shape ({len(sample)}, n_hidden)"
+    expected = f"Expected network to map {shapes}"
+    try:
+        with torch.no_grad():
+            output = trunk(standardize(sample))
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"{expected}, but it fails: {error}") from error
+    if not isinstance(output, Tensor):
+        raise ValueError(f"{expected}, got {type(output).__name__}.")
+    if output.ndim != 2 or len(output) != len(sample) or not output.shape[1] or output.dtype != torch.float32:
+        raise ValueError(f"{expected}, got {tuple(output.shape)} of {output.dtype}.")
     return output.shape[1]
 
 

@@ -98,6 +98,7 @@ class Stage(ABC):
         try:
             self._fit_loop()
         except KeyboardInterrupt:
+            self.interrupted = True
             warnings.warn(
                 f"Training of the {self.name} stage was interrupted after {len(self.history)} epochs; "
                 "the best epoch so far is kept.",
@@ -112,6 +113,7 @@ class Stage(ABC):
 
     def _initialize(self) -> None:
         settings, data = self.settings, self.data
+        self.interrupted = False
         self.history: list[dict[str, Any]] = []
         self._best_state: dict[str, Tensor] | None = None
         self._best = -math.inf

@@ -152,7 +152,9 @@ def decode(saved: Any, reader: DataReader) -> Any:
     if kind == "object":
         cls = getattr(import_module(_BY_ATTRIBUTES[content[0]]), content[0])
         value = object.__new__(cls)
-        vars(value).update(_decode_items(content[1], reader))
+        state = _decode_items(content[1], reader)
+        # As pickle does it, for classes that keep less than they use.
+        getattr(value, "__setstate__", vars(value).update)(state)
         return value
     raise ValueError(f"Expected the manifest to name a known kind of value, got {kind!r}.")
 
