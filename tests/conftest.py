@@ -1,9 +1,12 @@
-"""Data that several tests share."""
+"""Data, and an encoder, that several tests share."""
 
 import matplotlib
 import numpy as np
 import pytest
+from sklearn.base import BaseEstimator
 from sklearn.datasets import load_digits, make_blobs
+
+from hqsearch.codes import greedy_codes
 
 matplotlib.use("Agg")
 
@@ -20,3 +23,31 @@ def blobs():
     """240 points in 6 far apart clusters of 5 features."""
     X, y = make_blobs(240, 5, centers=6, cluster_std=0.5, random_state=0)
     return X.astype(np.float64), y
+
+
+class GridEncoder(BaseEstimator):
+    """A user's own encoder with no torch in it: buckets are cells of a 4 x 4 grid over the plane of X."""
+
+    n_levels = 2
+    branching_factor = 4
+
+    def __init__(self, sparsity=1):
+        self.sparsity = sparsity
+
+    def fit(self, X, y=None):
+        return self
+
+    def embed(self, X):
+        return np.asarray(X, dtype=np.float32)
+
+    def level_scores(self, X):
+        return -np.abs(np.asarray(X, dtype=np.float32)[:, :, None] - np.arange(4, dtype=np.float32))
+
+    def encode(self, X):
+        return greedy_codes(self.level_scores(X), self.sparsity)
+
+
+@pytest.fixture(scope="session")
+def grid_encoder():
+    """The class: importing between test modules is not possible under importlib mode."""
+    return GridEncoder

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from sklearn.base import BaseEstimator, clone
+from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.frozen import FrozenEstimator
 from sklearn.model_selection import GridSearchCV
@@ -14,7 +14,6 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from hqsearch import HierarchicalHashEncoder, HierarchicalHashIndex
-from hqsearch.codes import greedy_codes
 from hqsearch.metrics import retrieval_scorers
 
 
@@ -32,28 +31,6 @@ def encoder(digits):
 def index(encoder, digits):
     X, y, *_ = digits
     return HierarchicalHashIndex(FrozenEstimator(encoder)).fit(X, y)
-
-
-class GridEncoder(BaseEstimator):
-    """A user's own encoder with no torch in it: buckets are cells of a grid over two features."""
-
-    n_levels = 2
-    branching_factor = 4
-
-    def __init__(self, sparsity=1):
-        self.sparsity = sparsity
-
-    def fit(self, X, y=None):
-        return self
-
-    def embed(self, X):
-        return np.asarray(X, dtype=np.float32)
-
-    def level_scores(self, X):
-        return -np.abs(np.asarray(X, dtype=np.float32)[:, :, None] - np.arange(4, dtype=np.float32))
-
-    def encode(self, X):
-        return greedy_codes(self.level_scores(X), self.sparsity)
 
 
 @pytest.fixture
@@ -188,9 +165,9 @@ def test_an_encoder_is_cloned_and_overridden(digits):
     assert index.get_params()["encoder__metric_epochs"] == 1
 
 
-def test_any_estimator_of_the_protocol_is_searched(grid_points):
+def test_any_estimator_of_the_protocol_is_searched(grid_encoder, grid_points):
     X, X_query = grid_points
-    index = HierarchicalHashIndex(GridEncoder(), n_neighbors=4).fit(X)
+    index = HierarchicalHashIndex(grid_encoder(), n_neighbors=4).fit(X)
     _, found, stats = index.kneighbors(X_query, n_probes=9, return_stats=True)
     exact = NearestNeighbors(n_neighbors=4).fit(X).kneighbors(X_query, return_distance=False)
     assert np.mean(found == exact) > 0.97

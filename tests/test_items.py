@@ -5,33 +5,9 @@ import threading
 
 import numpy as np
 import pytest
-from sklearn.base import BaseEstimator
 from sklearn.neighbors import NearestNeighbors
 
 from hqsearch import HierarchicalHashIndex
-from hqsearch.codes import greedy_codes
-
-
-class GridEncoder(BaseEstimator):
-    """Buckets are cells of a 4 x 4 grid over the plane; the embedding is the plane."""
-
-    n_levels = 2
-    branching_factor = 4
-
-    def __init__(self, sparsity=1):
-        self.sparsity = sparsity
-
-    def fit(self, X, y=None):
-        return self
-
-    def embed(self, X):
-        return np.asarray(X, dtype=np.float32)
-
-    def level_scores(self, X):
-        return -np.abs(np.asarray(X, dtype=np.float32)[:, :, None] - np.arange(4, dtype=np.float32))
-
-    def encode(self, X):
-        return greedy_codes(self.level_scores(X), self.sparsity)
 
 
 @pytest.fixture
@@ -39,8 +15,12 @@ def points():
     return np.random.default_rng(0).uniform(-0.5, 3.5, (400, 2))
 
 
-def fitted(X, y=None, **parameters):
-    return HierarchicalHashIndex(GridEncoder(), **parameters).fit(X, y)
+@pytest.fixture
+def fitted(grid_encoder):
+    def fit(X, y=None, **parameters):
+        return HierarchicalHashIndex(grid_encoder(), **parameters).fit(X, y)
+
+    return fit
 
 
 ALL = {"n_probes": 100}
@@ -50,7 +30,7 @@ def exact(X, queries, k):
     return NearestNeighbors(n_neighbors=k).fit(X).kneighbors(queries, return_distance=False)
 
 
-def test_added_items_get_the_next_positions_and_are_found(points):
+def test_added_items_get_the_next_positions_and_are_found(fitted, points):
     index = fitted(points[:100], np.arange(100))
     np.testing.assert_array_equal(index.add(points[100:103], [7, 8, 9]), [100, 101, 102])
     np.testing.assert_array_equal(index.add(points[103:300], np.zeros(197)), np.arange(103, 300))
@@ -60,7 +40,7 @@ def test_added_items_get_the_next_positions_and_are_found(points):
     assert list(index.labels_[100:103]) == [7, 8, 9]
 
 
-def test_removed_items_leave_holes_and_nothing_is_renumbered(points):
+def test_removed_items_leave_holes_and_nothing_is_renumbered(fitted, points):
     index = fitted(points)
     gone = np.arange(0, 400, 3)
     index.remove(gone)
@@ -73,7 +53,7 @@ def test_removed_items_leave_holes_and_nothing_is_renumbered(points):
     assert len(index.kneighbors(n_neighbors=3)[1]) == len(left)
 
 
-def test_compacting_tells_where_each_item_came_from(points):
+def test_compacting_tells_where_each_item_came_from(fitted, points):
     y = np.arange(400).astype(str)
     index = fitted(points, y).remove(np.arange(100, 200))
     before = index.kneighbors(points[:50], 4, return_distance=False, **ALL)
@@ -85,7 +65,7 @@ def test_compacting_tells_where_each_item_came_from(points):
 
 
 @pytest.mark.parametrize("sparsity", [1, 2])
-def test_adding_then_removing_is_never_having_added(points, sparsity):
+def test_adding_then_removing_is_never_having_added(fitted, points, sparsity):
     index = fitted(points[:200], sparsity=sparsity)
     before = index.kneighbors(points[200:], 6)
     own = index.kneighbors(n_neighbors=6)
@@ -96,7 +76,7 @@ def test_adding_then_removing_is_never_having_added(points, sparsity):
         np.testing.assert_array_equal(found, expected)
 
 
-def test_items_of_new_cells_search_from_themselves(points):
+def test_items_of_new_cells_search_from_themselves(fitted, points):
     left = points[points[:, 0] < 1.4]
     index = fitted(left[:50])
     index.add(points[points[:, 0] > 2.6])
@@ -106,7 +86,7 @@ def test_items_of_new_cells_search_from_themselves(points):
     assert index.kneighbors(n_neighbors=3)[1].shape == found.shape
 
 
-def test_labels_are_gone_once_an_item_has_none_and_kinds_do_not_mix(points):
+def test_labels_are_gone_once_an_item_has_none_and_kinds_do_not_mix(fitted, points):
     index = fitted(points[:10], np.arange(10))
     with pytest.raises(ValueError, match="labels of the same kind as the fitted ones, int64, got <U1"):
         index.add(points[10:12], ["a", "b"])
@@ -118,14 +98,14 @@ def test_labels_are_gone_once_an_item_has_none_and_kinds_do_not_mix(points):
 
 
 @pytest.mark.parametrize("positions", [[400], [-1], [3, 3.5]])
-def test_positions_that_do_not_exist_cannot_be_removed(points, positions):
+def test_positions_that_do_not_exist_cannot_be_removed(fitted, points, positions):
     index = fitted(points)
     with pytest.raises(ValueError, match="positions"):
         index.remove(positions)
     assert index.n_samples_fit_ == 400
 
 
-def test_a_mask_filters_and_rows_stay_full(points):
+def test_a_mask_filters_and_rows_stay_full(fitted, points):
     index = fitted(points)
     allowed = np.zeros(400, dtype=bool)
     allowed[5::40] = True
@@ -135,7 +115,7 @@ def test_a_mask_filters_and_rows_stay_full(points):
     assert allowed[index.kneighbors_graph(points[:30], 10, allowed=allowed).indices].all()
 
 
-def test_a_mask_that_leaves_too_few_says_how_many_there_are(points):
+def test_a_mask_that_leaves_too_few_says_how_many_there_are(fitted, points):
     index = fitted(points)
     allowed = np.arange(400) < 3
     with pytest.raises(ValueError, match="n_neighbors = 4, and a query has only 3"):
@@ -146,7 +126,7 @@ def test_a_mask_that_leaves_too_few_says_how_many_there_are(points):
         index.kneighbors(points[:30], 4, allowed=allowed[:-1])
 
 
-def test_a_radius_finds_what_lies_within(points):
+def test_a_radius_finds_what_lies_within(fitted, points):
     index = fitted(points, n_probes=100, radius=0.4)
     expected = NearestNeighbors(radius=0.4).fit(points).radius_neighbors(points[:50], sort_results=True)
     distances, positions, stats = index.radius_neighbors(points[:50], return_stats=True)
@@ -162,7 +142,7 @@ def test_a_radius_finds_what_lies_within(points):
     assert sum(map(len, fewer)) < sum(map(len, positions))
 
 
-def test_a_copy_has_locks_of_its_own(points):
+def test_a_copy_has_locks_of_its_own(fitted, points):
     index = fitted(points)
     index.kneighbors(points)
     back = pickle.loads(pickle.dumps(index))
@@ -171,7 +151,7 @@ def test_a_copy_has_locks_of_its_own(points):
     assert (back.n_positions_, index.n_positions_) == (401, 400)
 
 
-def test_threads_that_search_see_the_old_items_or_the_new_never_half(points):
+def test_threads_that_search_see_the_old_items_or_the_new_never_half(fitted, points):
     index = fitted(points[:200], np.zeros(200))
     failures, done = [], threading.Event()
 
@@ -195,7 +175,7 @@ def test_threads_that_search_see_the_old_items_or_the_new_never_half(points):
     assert (index.n_samples_fit_, index.n_positions_) == (200, 200 + 60 * 100)
 
 
-def test_scores_and_graphs_are_of_one_snapshot(points):
+def test_scores_and_graphs_are_of_one_snapshot(fitted, points):
     index = fitted(points[:200], np.arange(200) % 2, n_neighbors=3)
     failures, done = [], threading.Event()
 
@@ -221,7 +201,7 @@ def test_scores_and_graphs_are_of_one_snapshot(points):
     assert failures == []
 
 
-def test_labels_of_single_adds_are_kept_in_few_parts(points):
+def test_labels_of_single_adds_are_kept_in_few_parts(fitted, points):
     index = fitted(points[:50], np.arange(50))
     for i in range(50, 400):
         index.add(points[i : i + 1], [i])
@@ -229,7 +209,7 @@ def test_labels_of_single_adds_are_kept_in_few_parts(points):
     assert len(index._items.label_parts) <= 10
 
 
-def test_labels_in_a_column_are_taken_as_a_row(points):
+def test_labels_in_a_column_are_taken_as_a_row(fitted, points):
     with pytest.warns(UserWarning, match="column-vector y"):
         index = fitted(points[:50], np.arange(50)[:, None])
     assert index.labels_.shape == (50,)
@@ -237,7 +217,7 @@ def test_labels_in_a_column_are_taken_as_a_row(points):
         index.add(points[50:52], [[1, 2], [3, 4]])
 
 
-def test_many_threads_may_add(points):
+def test_many_threads_may_add(fitted, points):
     index = fitted(points[:100])
     given = []
 
@@ -253,7 +233,7 @@ def test_many_threads_may_add(points):
     np.testing.assert_array_equal(np.sort(np.concatenate(given)), np.arange(100, 300))
 
 
-def test_an_index_may_be_copied_to_faiss(points):
+def test_an_index_may_be_copied_to_faiss(fitted, points):
     faiss = pytest.importorskip("faiss")
     index = fitted(points, n_neighbors=5)
     queries, lists = index.faiss_lists(points[:40], n_probes=4)
