@@ -231,6 +231,12 @@ def test_memory_trains_the_metric_stage_once_for_all_sparsities(blobs, tmp_path)
     np.testing.assert_array_equal(make().fit(X, y).embed(X), fits[0].embed(X))
 
 
+def test_modules_that_share_their_weights_train(blobs):
+    layer = nn.Linear(5, 5)
+    encoder = make(network=nn.Sequential(layer, nn.ReLU(), layer)).fit(*blobs)
+    assert np.isfinite(encoder.level_scores(blobs[0])).all()
+
+
 @pytest.mark.parametrize("network", [nn.Sequential(nn.Linear(5, 16)), two_layers])
 def test_memory_recognises_equal_networks_of_the_users(blobs, tmp_path, network):
     X, y = blobs

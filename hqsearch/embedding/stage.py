@@ -208,17 +208,22 @@ def _warmup_and_cosine(step: int, n_steps: int, n_warmup_steps: int) -> float:
     return warmup * 0.5 * (1 + math.cos(math.pi * min(1.0, step / n_steps)))
 
 
+_WEIGHT_DECAY: dict[type, float] = {nn.Linear: 5e-4, nn.Conv2d: 4e-5}
+
+
 def _parameter_groups(network: StageNetwork, settings: StageSettings) -> list[dict[str, Any]]:
     """Adam's groups: the head's rate and the trunk's; the papers' weight decay by kind of layer."""
-    groups: list[dict[str, Any]] = []
+    merged: dict[tuple[float, float], dict[str, Any]] = {}
+    seen: set[int] = set()
     for part, rate in ((network.head, settings.learning_rate), (network.trunk, settings.trunk_learning_rate)):
         for module in part.modules():
-            decay = {nn.Linear: 5e-4, nn.Conv2d: 4e-5}.get(type(module), 0.0)
+            decay = next((d for kind, d in _WEIGHT_DECAY.items() if isinstance(module, kind)), 0.0)
             for name, parameter in module.named_parameters(recurse=False):
+                # Modules that share a parameter count once, or Adam would step it twice.
+                if id(parameter) in seen:
+                    continue
+                seen.add(id(parameter))
                 weight_decay = decay if name == "weight" else 0.0
-                groups.append({"params": [parameter], "lr": rate, "weight_decay": weight_decay})
-    merged: dict[tuple[float, float], dict[str, Any]] = {}
-    for group in groups:
-        key = (group["lr"], group["weight_decay"])
-        merged.setdefault(key, {**group, "params": []})["params"].extend(group["params"])
+                group = {"params": [], "lr": rate, "weight_decay": weight_decay}
+                merged.setdefault((rate, weight_decay), group)["params"].append(parameter)
     return list(merged.values())
