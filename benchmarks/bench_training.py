@@ -16,7 +16,6 @@ import argparse
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -47,6 +46,7 @@ PENALTIES = {"sibling_penalty": 100.0, "orthogonality_penalty": 0.1}
 INPUT_SHAPES = {"mlp": (384,), "conv": (1, 32, 32), "nin": (3, 32, 32)}
 PARTS = ("forward", "class scores to CPU", "flow", "loss", "backward", "optimiser")
 RESULTS = Path(__file__).parent / "results"
+TABLES = ("parts", "losses", "steps")
 
 
 class TimedHashStage(HashStage):
@@ -350,9 +350,15 @@ def print_peak(loss, form, n_items, d, sparsity):
     """Print the growth of this process's peak resident memory over one pass."""
     make_loss(loss, form, 8, 8, 1, torch.device("cpu"))()  # loads what torch loads lazily
     run = make_loss(loss, form, int(n_items), int(d), int(sparsity), torch.device("cpu"))
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_resident_bytes()
     run()
-    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+    print(peak_resident_bytes() - before)
+
+
+def peak_resident_bytes():
+    """Peak resident memory of this process; getrusage would give its parent's where that was higher."""
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    return 1024 * int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1])
 
 
 def compare_losses(loss, n_items, d, sparsity, device, n_runs):
@@ -410,42 +416,50 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--smallest", action="store_true")
+    parser.add_argument(
+        "--tables", nargs="+", default=TABLES, choices=TABLES, help="keep the others' results"
+    )
     parser.add_argument("--peak-of", nargs=5, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.peak_of:
         print_peak(*arguments.peak_of)
         return
     device = torch.device(arguments.device)
-    small = arguments.smallest
-    steps = 2 if small else 30
-    parts = [
-        time_parts(trunk, sparsity, loss, device, steps)
+    small, tables = arguments.smallest, set(arguments.tables)
+    # A nin step takes seconds on a CPU, so few of them give a steady median.
+    steps = {"mlp": 2 if small else 40, "nin": 8 if device.type == "cpu" else 40}
+    stem = RESULTS / f"bench_training-{arguments.device}"
+    figures = (
+        json.loads(stem.with_suffix(".json").read_text(encoding="utf-8")) if tables != set(TABLES) else {}
+    )
+    settings = [
+        (trunk, sparsity, loss)
         for trunk in (["mlp"] if small else ["mlp", "nin"])
         for loss in ("npairs", "triplet")
         for sparsity in (1, 4)
     ]
-    losses = [
-        compare_losses(loss, n_items, d, sparsity, device, 2 if small else 15)
-        for loss in ("npairs", "triplet")
-        for n_items, d, sparsity in (
-            [(64, 32, 1)] if small else [(128, 64, 1), (128, 64, 4), (512, 64, 4), (512, 512, 1)]
-        )
-    ]
-    whole = [
-        compare_steps(trunk, sparsity, loss, device, 2 if small else 15)
-        for trunk in (["mlp"] if small else ["mlp", "nin"])
-        for loss in ("npairs", "triplet")
-        for sparsity in (1, 4)
-    ]
+    if "parts" in tables:
+        figures["parts"] = [time_parts(*setting, device, steps[setting[0]]) for setting in settings]
+    if "losses" in tables:
+        sizes = [(64, 32, 1)] if small else [(128, 64, 1), (128, 64, 4), (512, 64, 4), (512, 512, 1)]
+        figures["losses"] = [
+            compare_losses(loss, *size, device, 2 if small else 5)
+            for loss in ("npairs", "triplet")
+            for size in sizes
+        ]
+    if "steps" in tables:
+        figures["steps"] = [
+            compare_steps(*setting, device, max(2, steps[setting[0]] // 2)) for setting in settings
+        ]
     text = "\n\n".join(
         [
             f"Hash-stage step: C = {N_CLASSES} classes, B = {BATCH_SIZE} items, K = {N_LEVELS}, "
             f"d = {BRANCHING_FACTOR}; medians.",
-            table(parts_rows(parts)),
+            table(parts_rows(figures["parts"])),
             "Masked losses, forward and backward pass, against the naive items x items x d form:",
-            table(losses),
+            table(figures["losses"]),
             "Whole steps against the published step written plainly in torch and OR-Tools:",
-            table(whole),
+            table(figures["steps"]),
         ]
     )
     print(text)
@@ -462,8 +476,7 @@ def main():
         },
     }
     RESULTS.mkdir(exist_ok=True)
-    stem = RESULTS / f"bench_training-{arguments.device}"
-    figures = {"seed": SEED, "machine": machine, "parts": parts, "losses": losses, "steps": whole}
+    figures = {"seed": SEED, "machine": machine, **{name: figures[name] for name in TABLES}}
     stem.with_suffix(".json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     stem.with_suffix(".md").write_text(text + "\n", encoding="utf-8")
 
