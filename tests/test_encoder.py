@@ -232,8 +232,9 @@ def test_memory_trains_the_metric_stage_once_for_all_sparsities(blobs, tmp_path)
 
 
 def test_modules_that_share_their_weights_train(blobs):
-    layer = nn.Linear(5, 5)
-    encoder = make(network=nn.Sequential(layer, nn.ReLU(), layer)).fit(*blobs)
+    first, second = nn.Linear(5, 5), nn.Linear(5, 5)
+    second.weight = first.weight
+    encoder = make(network=nn.Sequential(first, nn.ReLU(), second)).fit(*blobs)
     assert np.isfinite(encoder.level_scores(blobs[0])).all()
 
 

@@ -175,30 +175,27 @@ def test_threads_that_search_see_the_old_items_or_the_new_never_half(fitted, poi
     assert (index.n_samples_fit_, index.n_positions_) == (200, 200 + 60 * 100)
 
 
-def test_scores_and_graphs_are_of_one_snapshot(fitted, points):
-    index = fitted(points[:200], np.arange(200) % 2, n_neighbors=3)
-    failures, done = [], threading.Event()
+def test_scores_and_graphs_are_of_one_snapshot(points, fitted, monkeypatch):
+    y = np.arange(400) % 7
 
-    def ask():
-        while not done.is_set():
-            try:
-                graph = index.kneighbors_graph(points[:20])
-                graph.check_format()
-                index.score(points[:20], np.arange(20) % 2)
-            except (IndexError, ValueError) as error:
-                failures.append(error)
+    def changed_after_its_search():
+        """An index that another thread changes as soon as a search is done."""
+        index = fitted(points, y, n_neighbors=3)
+        search = index._search
 
-    askers = [threading.Thread(target=ask) for _ in range(3)]
-    for thread in askers:
-        thread.start()
-    for _ in range(40):
-        index.add(points[200:], np.arange(200) % 2)
-        index.remove(np.arange(200, index.n_positions_))
-        index.compact()
-    done.set()
-    for thread in askers:
-        thread.join()
-    assert failures == []
+        def search_then_change(*arguments):
+            found = search(*arguments)
+            index.remove(np.arange(200)).compact()
+            return found
+
+        monkeypatch.setattr(index, "_search", search_then_change)
+        return index
+
+    unchanged = fitted(points, y, n_neighbors=3)
+    graph = changed_after_its_search().kneighbors_graph(points[:20])
+    assert graph.shape == (20, 400)
+    assert (graph != unchanged.kneighbors_graph(points[:20])).nnz == 0
+    assert changed_after_its_search().score(points[:20], y[:20]) == unchanged.score(points[:20], y[:20])
 
 
 def test_labels_of_single_adds_are_kept_in_few_parts(fitted, points):
