@@ -45,8 +45,11 @@ class HierarchicalHashEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin,
         shape of X; "nin" is the papers' network in network. A module is copied, and must map
         (n_samples, ...) to (n_samples, n_hidden); a callable gets the shape of one item and returns such a
         module. Every trunk is fed standardised float32 items.
-    loss : {"npairs", "triplet"}, default="npairs"
-        Loss of both stages. "triplet" is semi-hard and gives unit-length embeddings.
+    loss : {"npairs", "triplet", "proxy"}, default="npairs"
+        Loss of both stages. "npairs" and "triplet" (semi-hard, unit-length embeddings) are the papers'.
+        "proxy" compares every item with all classes: softmax over cosines to one proxy for each class (unit
+        embeddings), then cross-entropy of each level to codes that are solved over all classes until they
+        settle.
     sibling_penalty : float, default=100.0
         Cost of two classes of a mini-batch that share parent and bucket.
     orthogonality_penalty : float, default=0.1
@@ -71,6 +74,8 @@ class HierarchicalHashEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin,
         Weight of the squared norms in the npairs loss of the metric stage.
     hash_regularization : float, default=0.01
         The same, of the hash stage.
+    proxy_scale : float, default=8.0
+        Factor of the cosines in the proxy loss of the metric stage.
     margin : float, default=0.3
         Margin of the triplet loss of the metric stage.
     hash_margin : float, default=0.5
@@ -141,7 +146,7 @@ class HierarchicalHashEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin,
             HasMethods(["forward", "parameters"]),
             callable,
         ],
-        "loss": [StrOptions({"npairs", "triplet"})],
+        "loss": [StrOptions({"npairs", "triplet", "proxy"})],
         "sibling_penalty": [Interval(Real, 0, None, closed="left")],
         "orthogonality_penalty": [Interval(Real, 0, None, closed="left")],
         "classes_per_batch": [Interval(Integral, 2, None, closed="left")],
@@ -154,6 +159,7 @@ class HierarchicalHashEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin,
         "trunk_learning_rate_ratio": [Interval(Real, 0, None, closed="left")],
         "regularization": [Interval(Real, 0, None, closed="left")],
         "hash_regularization": [Interval(Real, 0, None, closed="left")],
+        "proxy_scale": [Interval(Real, 0, None, closed="neither")],
         "margin": [Interval(Real, 0, None, closed="left")],
         "hash_margin": [Interval(Real, 0, None, closed="left")],
         "validation_fraction": [Interval(Real, 0, 1, closed="left")],
@@ -186,6 +192,7 @@ class HierarchicalHashEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin,
         trunk_learning_rate_ratio: float = 1.0,
         regularization: float = 0.003,
         hash_regularization: float = 0.01,
+        proxy_scale: float = 8.0,
         margin: float = 0.3,
         hash_margin: float = 0.5,
         validation_fraction: float = 0.1,
@@ -214,6 +221,7 @@ class HierarchicalHashEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin,
         self.trunk_learning_rate_ratio = trunk_learning_rate_ratio
         self.regularization = regularization
         self.hash_regularization = hash_regularization
+        self.proxy_scale = proxy_scale
         self.margin = margin
         self.hash_margin = hash_margin
         self.validation_fraction = validation_fraction
@@ -344,6 +352,7 @@ class HierarchicalHashEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin,
             loss=self.loss,
             regularization=self.hash_regularization if hashing else self.regularization,
             margin=self.hash_margin if hashing else self.margin,
+            proxy_scale=self.proxy_scale,
             epochs=self.hash_epochs if hashing else self.metric_epochs,
             learning_rate=rate,
             trunk_learning_rate=rate * self.trunk_learning_rate_ratio,
@@ -434,7 +443,7 @@ class HierarchicalHashEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin,
         Returns
         -------
         ndarray of shape (n_samples, embedding_dim), dtype float32
-            Compared by Euclidean distance; unit rows for `loss="triplet"`.
+            Compared by Euclidean distance; unit rows for triplet and proxy.
         """
         X = self._validate_query(X)
         return self._model.embed(X)

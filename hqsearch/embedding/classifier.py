@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from hqsearch.embedding.first_stage import fit_first_stage
 from hqsearch.embedding.inference import infer
+from hqsearch.embedding.losses import class_cross_entropy
 from hqsearch.embedding.model import available_device, resolve_device
 from hqsearch.embedding.networks import StageNetwork
 from hqsearch.embedding.stage import Stage, StageSettings
@@ -22,18 +23,8 @@ class ClassifierStage(Stage):
 
     name = "classifier"
 
-    def _initialize(self) -> None:
-        super()._initialize()
-        self._labels = torch.from_numpy(self.data.y).to(self.data.X.device)
-
-    def _train_step(self, items: Tensor) -> dict[str, Tensor]:
-        # Unlike the metric losses this one asks which classes a batch holds, not only which items share one.
-        self._targets = self._labels[items]
-        return super()._train_step(items)
-
-    def _loss(self, outputs: Tensor) -> Tensor:
-        losses = nn.functional.cross_entropy(outputs.flatten(0, 2), self._targets.flatten(), reduction="none")
-        return losses.view(len(outputs), -1).mean(1)
+    def _loss(self, outputs: Tensor, classes: Tensor) -> Tensor:
+        return class_cross_entropy(outputs, classes)
 
     def _validate(self) -> dict[str, float]:
         held_out = self.data.validation
@@ -46,7 +37,7 @@ class _HiddenAndLogits(StageNetwork):
     """A classifier's layers, that give what its linear layer gets and what it makes of it side by side."""
 
     def forward(self, x: Tensor) -> Tensor:
-        hidden = torch.relu(self.trunk(self.standardize(x)))
+        hidden = self.hidden(x)
         return torch.cat([hidden, self.head(hidden)], dim=1)
 
 

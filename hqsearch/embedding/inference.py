@@ -13,16 +13,26 @@ INFERENCE_BATCH = 2048
 BATCH_MULTIPLE = 16
 
 
+# Losses whose embedding has unit length.
+UNIT_LOSSES = frozenset({"triplet", "proxy"})
+
+
 def split_levels(outputs: Tensor, n_levels: int, branching_factor: int, loss: str) -> Tensor:
-    """Level scores, (..., n_levels, d), of network outputs, (..., n_levels * d); unit blocks for triplet."""
+    """Level scores, (..., n_levels, d), of network outputs, (..., n_levels * d).
+
+    Unit blocks for triplet; for proxy log-probabilities of a level's buckets, so that the score of a leaf is
+    the logarithm of its probability.
+    """
     scores = outputs.unflatten(-1, (n_levels, branching_factor))
-    return nn.functional.normalize(scores, dim=-1) if loss == "triplet" else scores
+    if loss == "triplet":
+        return nn.functional.normalize(scores, dim=-1)
+    return scores.log_softmax(-1) if loss == "proxy" else scores
 
 
 def embed(network: StageNetwork, X: Tensor | np.ndarray, loss: str) -> Tensor:
-    """Embedding of all items, float32 of shape (n_samples, embedding_dim), unit rows for triplet."""
+    """Embedding of all items, float32 of shape (n_samples, embedding_dim); see `UNIT_LOSSES`."""
     outputs = infer(network, X)
-    return nn.functional.normalize(outputs, dim=-1) if loss == "triplet" else outputs
+    return nn.functional.normalize(outputs, dim=-1) if loss in UNIT_LOSSES else outputs
 
 
 def level_scores(

@@ -92,6 +92,45 @@ def _nearest_farther(rows: Tensor, labels: Tensor, bounds: Tensor, otherwise: Te
     return torch.where(nearest.values < torch.inf, nearest.indices, otherwise)
 
 
+def class_cross_entropy(logits: Tensor, classes: Tensor) -> Tensor:
+    """Softmax cross-entropy of every item over all classes.
+
+    Parameters
+    ----------
+    logits : Tensor of shape (n_groups, n_classes, items_per_class, n_all_classes)
+        One logit for each class of the training items.
+    classes : int64 Tensor of shape (n_groups, n_classes)
+        Which classes a group holds.
+
+    Returns
+    -------
+    Tensor of shape (n_groups,)
+        Mean over the items of each group.
+    """
+    log_probabilities = logits.log_softmax(-1)
+    index = classes[:, :, None, None].expand(*logits.shape[:-1], 1)
+    return -log_probabilities.gather(-1, index).flatten(1).mean(1)
+
+
+def code_cross_entropy(level_scores: Tensor, codes: Tensor) -> Tensor:
+    """Cross-entropy of every item's level scores to its class's code, summed over the levels.
+
+    Parameters
+    ----------
+    level_scores : Tensor of shape (n_groups, n_classes, items_per_class, n_levels, d)
+        Log-probabilities of the buckets of each level.
+    codes : Tensor of shape (n_groups, n_classes, n_levels, d)
+        Active buckets, 0 or 1, of the scores' dtype. The target of a level is uniform over them.
+
+    Returns
+    -------
+    Tensor of shape (n_groups,)
+        Mean over the items of each group.
+    """
+    targets = codes / codes.sum(-1, keepdim=True)
+    return -(level_scores * targets[:, :, None]).sum((-2, -1)).flatten(1).mean(1)
+
+
 def squared_distances(vectors: Tensor) -> Tensor:
     """Squared Euclidean distances between all items: (..., n, n_features) to (..., n, n)."""
     squares = vectors.square().sum(-1)

@@ -13,6 +13,7 @@ from torch import nn
 from hqsearch.embedding.first_stage import fit_first_stage
 from hqsearch.embedding.inference import as_tensor, embed, level_scores
 from hqsearch.embedding.networks import StageNetwork, new_head
+from hqsearch.embedding.proxies import ProxyHashStage, ProxyMetricStage
 from hqsearch.embedding.randomness import randomness_of
 from hqsearch.embedding.stage import StageSettings, TrainingData
 from hqsearch.embedding.training import CodeProblem, HashStage, MetricStage
@@ -70,8 +71,9 @@ class EmbeddingModel:
 
     Parameters
     ----------
-    loss : {"npairs", "triplet"}
-        Triplet models give unit-length embeddings and level scores.
+    loss : {"npairs", "triplet", "proxy"}
+        Triplet models give unit-length embeddings and level scores, proxy models unit-length embeddings and
+        log-probabilities.
     n_levels, branching_factor : int
         Shape of the level scores.
     device : str
@@ -133,7 +135,7 @@ class EmbeddingModel:
         """
         self._network = network
         self.metric_network, history, interrupted = fit_first_stage(
-            MetricStage,
+            ProxyMetricStage if self.loss == "proxy" else MetricStage,
             X,
             y,
             train,
@@ -182,7 +184,8 @@ class EmbeddingModel:
         self.hash_network = StageNetwork(self.metric_network.standardize, trunk, head).to(device)
         data = TrainingData(as_tensor(X, device), y, train, validation)
         with randomness_of(self._network, seed):
-            stage = HashStage(self.hash_network, data, settings, problem=problem, seed=seed, verbose=verbose)
+            kind = ProxyHashStage if self.loss == "proxy" else HashStage
+            stage = kind(self.hash_network, data, settings, problem=problem, seed=seed, verbose=verbose)
             return stage.run()
 
     def embed(self, X: np.ndarray) -> np.ndarray:

@@ -155,7 +155,11 @@ class StageNetwork(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Output of the linear layer, float32 of shape (n_samples, head.out_features)."""
-        return self.head(torch.relu(self.trunk(self.standardize(x))))
+        return self.head(self.hidden(x))
+
+    def hidden(self, x: Tensor) -> Tensor:
+        """Input of the linear layer, float32 of shape (n_samples, head.in_features)."""
+        return torch.relu(self.trunk(self.standardize(x)))
 
 
 def build_trunk(

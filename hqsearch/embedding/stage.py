@@ -25,10 +25,12 @@ class StageSettings:
 
     Attributes
     ----------
-    loss : {"npairs", "triplet"}
+    loss : {"npairs", "triplet", "proxy", "softmax"}
         Name of the loss.
     regularization, margin : float
         Weight of the norm penalty (npairs), hinge margin (triplet).
+    proxy_scale : float
+        Factor of the cosines to class proxies (proxy).
     epochs : int
         Most epochs to train.
     learning_rate, trunk_learning_rate : float
@@ -49,6 +51,7 @@ class StageSettings:
     classes_per_batch: int
     class_groups_per_step: int = 1
     patience: int | None = None
+    proxy_scale: float = 8.0
 
 
 @dataclass(frozen=True)
@@ -124,12 +127,17 @@ class Stage(ABC):
             groups_per_step=settings.class_groups_per_step,
             rng=np.random.default_rng(self.seed),
         )
-        self._optimizer = torch.optim.Adam(_parameter_groups(self.network, settings))
+        self._class_of = torch.from_numpy(data.y).to(data.X.device)
+        self._optimizer = torch.optim.Adam(self._parameter_groups())
         n_steps = max(1, settings.epochs * self._batches.steps_per_epoch)
         self._schedule = torch.optim.lr_scheduler.LambdaLR(
             self._optimizer, lambda step: _warmup_and_cosine(step, n_steps, self.n_warmup_steps)
         )
         self._lend_generator(torch.Generator(data.X.device).manual_seed(self.seed))
+
+    def _parameter_groups(self) -> list[dict[str, Any]]:
+        """List what the optimiser trains, with rates and weight decay."""
+        return network_parameter_groups(self.network, self.settings)
 
     def _lend_generator(self, generator: torch.Generator | None) -> None:
         for module in self.network.modules():
@@ -180,7 +188,8 @@ class Stage(ABC):
     def _train_step(self, items: Tensor) -> dict[str, Tensor]:
         """One update on `items`, int64 of shape (n_groups, n_classes, items_per_class)."""
         outputs = self.network(self.data.X[items.flatten()])
-        loss = self._loss(outputs.unflatten(0, tuple(items.shape))).mean()
+        classes = self._class_of[items[:, :, 0]]
+        loss = self._loss(outputs.unflatten(0, tuple(items.shape)), classes).mean()
         self._backward(loss)
         self._apply()
         return {"loss": loss}
@@ -194,8 +203,12 @@ class Stage(ABC):
         self._schedule.step()
 
     @abstractmethod
-    def _loss(self, outputs: Tensor) -> Tensor:
-        """Loss of each group from outputs of shape (n_groups, n_classes, items_per_class, n_outputs)."""
+    def _loss(self, outputs: Tensor, classes: Tensor) -> Tensor:
+        """Loss of each group.
+
+        `outputs` is (n_groups, n_classes, items_per_class, n_outputs). `classes`, int64 (n_groups, n_classes):
+        which classes a group holds, for losses that ask for more than which items share one.
+        """
 
     @abstractmethod
     def _validate(self) -> dict[str, float]:
@@ -211,7 +224,7 @@ def _warmup_and_cosine(step: int, n_steps: int, n_warmup_steps: int) -> float:
 _WEIGHT_DECAY: dict[type, float] = {nn.Linear: 5e-4, nn.Conv2d: 4e-5}
 
 
-def _parameter_groups(network: StageNetwork, settings: StageSettings) -> list[dict[str, Any]]:
+def network_parameter_groups(network: StageNetwork, settings: StageSettings) -> list[dict[str, Any]]:
     """Adam's groups: the head's rate and the trunk's; the papers' weight decay by kind of layer."""
     merged: dict[tuple[float, float], dict[str, Any]] = {}
     seen: set[int] = set()

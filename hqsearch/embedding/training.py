@@ -49,7 +49,7 @@ class MetricStage(Stage):
 
     name = "metric"
 
-    def _loss(self, outputs: Tensor) -> Tensor:
+    def _loss(self, outputs: Tensor, classes: Tensor) -> Tensor:
         n_classes, per_class = outputs.shape[1:3]
         labels = torch.arange(n_classes, device=outputs.device)
         if self.settings.loss == "npairs":
@@ -90,7 +90,7 @@ class HashStage(Stage):
         super().__init__(network, data, settings, seed=seed, verbose=verbose)
         self.problem = problem
 
-    def _loss(self, outputs: Tensor) -> Tensor:
+    def _loss(self, outputs: Tensor, classes: Tensor) -> Tensor:
         problem = self.problem
         scores = split_levels(outputs, problem.n_levels, problem.branching_factor, self.settings.loss)
         codes = torch.from_numpy(problem.solve(self._class_scores(scores))).to(scores.device)

@@ -279,6 +279,8 @@ def test_a_network_in_network_encoder_trains_both_stages_on_bytes(loss):
 def test_a_loss_that_is_not_finite_raises_and_names_stage_and_epoch(stage_name):
     stage = make_stage(stage_name, epochs=3)
     plain = stage._loss
-    stage._loss = lambda outputs: plain(outputs) * (math.nan if len(stage.history) == 1 else 1.0)
+    stage._loss = lambda outputs, classes: (
+        plain(outputs, classes) * (math.nan if len(stage.history) == 1 else 1.0)
+    )
     with pytest.raises(FloatingPointError, match=f"loss of the {stage_name} stage is nan in epoch 2"):
         stage.run()

@@ -1,0 +1,123 @@
+"""The stages of `loss="proxy"`: every item against all classes, not only against those of its batch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hqsearch.embedding.inference import INFERENCE_BATCH, split_levels
+from hqsearch.embedding.losses import class_cross_entropy, code_cross_entropy
+from hqsearch.embedding.training import HashStage, MetricStage
+
+# Proxies are few and see one class each, so they move faster than the layers that all items share.
+PROXY_RATE_RATIO = 10.0
+# What a step leaves of the running averages of a class that it shows.
+AVERAGE_KEPT = 0.9
+# Half of the training is for learning codes that do not move any more.
+SETTLED_AFTER = 0.5
+# Nats by which other buckets must be better than those that a class has, before it leaves them.
+HYSTERESIS = 0.5
+# Deviation of the initial level scores, and of the noise in the weights behind them.
+INITIAL_SCALE = 4.0
+INITIAL_NOISE = 0.3
+
+
+class ProxyMetricStage(MetricStage):
+    """First stage: normalised softmax over the cosines of unit embeddings to one unit proxy for each class.
+
+    Source: A. Zhai and H.-Y. Wu, "Classification is a Strong Baseline for Deep Metric Learning", BMVC 2019
+    (arXiv 1811.12649).
+    """
+
+    def _initialize(self) -> None:
+        generator = torch.Generator().manual_seed(self.seed)
+        shape = (int(self.data.y.max()) + 1, self.network.head.out_features)
+        proxies = torch.randn(shape, generator=generator)
+        self._proxies = nn.Parameter(proxies.to(self.data.X.device))
+        super()._initialize()
+
+    def _parameter_groups(self) -> list[dict[str, Any]]:
+        rate = self.settings.learning_rate * PROXY_RATE_RATIO
+        return [*super()._parameter_groups(), {"params": [self._proxies], "lr": rate, "weight_decay": 0.0}]
+
+    def _loss(self, outputs: Tensor, classes: Tensor) -> Tensor:
+        unit = nn.functional.normalize(outputs, dim=-1)
+        cosines = unit @ nn.functional.normalize(self._proxies, dim=-1).T
+        return class_cross_entropy(self.settings.proxy_scale * cosines, classes)
+
+
+class ProxyHashStage(HashStage):
+    """Second stage: cross-entropy of each level to codes that are solved over all classes at intervals.
+
+    The class scores are running averages, so the penalties see every class and not only those of a batch.
+    They start from the class means below the linear layer, and codes settle: they are solved anew once an
+    epoch in the first part of the training, with a bonus for the buckets that a class has, and then stay.
+    """
+
+    def _initialize(self) -> None:
+        super()._initialize()
+        means, spread = self._class_means()
+        self._start_head(means, spread)
+        with torch.no_grad():
+            self._averages = self._split(self.network.head(means)).contiguous()
+        self._codes = self._solve(self._averages)
+
+    @torch.no_grad()
+    def _class_means(self) -> tuple[Tensor, Tensor]:
+        """Mean of each class below the linear layer, (n_classes, n_hidden), and the items' spread there."""
+        network, data = self.network.eval(), self.data
+        n_classes = int(data.y.max()) + 1
+        train = torch.from_numpy(data.train).to(data.X.device)
+        total = torch.zeros(n_classes, network.head.in_features, device=data.X.device)
+        squares = torch.zeros((), device=data.X.device)
+        for positions in train.split(INFERENCE_BATCH):
+            hidden = network.hidden(data.X[positions])
+            total.index_add_(0, self._class_of[positions], hidden)
+            squares += hidden.square().sum()
+        counts = torch.bincount(self._class_of[train], minlength=n_classes)
+        centre = total.sum(0) / len(train)
+        spread = (squares / len(train) - centre.square().sum()).clamp_min(1e-12).sqrt()
+        return total / counts[:, None], spread
+
+    @torch.no_grad()
+    def _start_head(self, means: Tensor, spread: Tensor) -> None:
+        """Let every bucket start near some class's mean, each level in an order of its own.
+
+        Where there are more classes than buckets, some have none of their own: they go where the first codes
+        send them.
+        """
+        n_classes, n_hidden = means.shape
+        d = self.problem.branching_factor
+        generator = torch.Generator().manual_seed(self.seed)
+        centre = means.mean(0)
+        directions = nn.functional.normalize(means - centre, dim=-1, eps=1e-6)
+        head = self.network.head
+        for level in range(self.problem.n_levels):
+            order = torch.randperm(n_classes, generator=generator)[torch.arange(d) % n_classes]
+            noise = torch.randn(d, n_hidden, generator=generator) * (INITIAL_NOISE / n_hidden**0.5)
+            weight = (directions[order.to(means.device)] + noise.to(means.device)) * (INITIAL_SCALE / spread)
+            rows = slice(level * d, (level + 1) * d)
+            head.weight[rows] = weight
+            head.bias[rows] = -weight @ centre
+
+    def _split(self, outputs: Tensor) -> Tensor:
+        return split_levels(outputs, self.problem.n_levels, self.problem.branching_factor, self.settings.loss)
+
+    def _solve(self, averages: Tensor) -> Tensor:
+        """Best codes of all classes, 0 or 1 of the scores' dtype: (n_classes, n_levels, d)."""
+        codes = self.problem.solve(averages[None].cpu().numpy())[0]
+        return torch.from_numpy(codes).to(averages)
+
+    def _run_epoch(self) -> dict[str, float]:
+        if 0 < len(self.history) < SETTLED_AFTER * self.settings.epochs:
+            self._codes = self._solve(self._averages + HYSTERESIS * self._codes)
+        return super()._run_epoch()
+
+    def _loss(self, outputs: Tensor, classes: Tensor) -> Tensor:
+        scores = self._split(outputs)
+        # Group by group: one class may be in several of them, and within a group no class comes twice.
+        for seen, rows in zip(scores.detach().mean(2), classes, strict=True):
+            self._averages[rows] = self._averages[rows].lerp(seen, 1 - AVERAGE_KEPT)
+        return code_cross_entropy(scores, self._codes[classes])
