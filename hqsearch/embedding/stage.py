@@ -206,7 +206,7 @@ class Stage(ABC):
     def _loss(self, outputs: Tensor, classes: Tensor) -> Tensor:
         """Loss of each group.
 
-        `outputs` is (n_groups, n_classes, items_per_class, n_outputs). `classes`, int64 (n_groups, n_classes):
+        `outputs` is (n_groups, n_classes, items_per_class, n_outputs), `classes` int64 (n_groups, n_classes):
         which classes a group holds, for losses that ask for more than which items share one.
         """
 
