@@ -17,12 +17,13 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, check_memory, validate_data
 
 from hqsearch.codes import code_matrix, greedy_codes
+from hqsearch.persistence import SaveMixin, load_estimator
 
 # Bucket ids are int64, with a bit to spare for sums in the search.
 MAX_LEAVES = 2**62
 
 
-class HierarchicalHashEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+class HierarchicalHashEncoder(SaveMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     """Learn an embedding and hierarchical sparse hash codes for it, from labelled items.
 
     `fit` trains in two stages. The metric stage trains a network whose embedding puts items of one class
@@ -529,40 +530,6 @@ class HierarchicalHashEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin,
             )
         return X
 
-    def save(self, path: str | os.PathLike) -> None:
-        """Save the fitted encoder as a folder of plain files, without pickle.
-
-        The folder holds `manifest.json` (parameters, versions, the checksum of every file) and a data folder
-        with arrays and `weights.safetensors`. One that is there already is replaced in one step: whoever is
-        killed meanwhile leaves the old or the new one.
-
-        Parameters
-        ----------
-        path : path-like
-            The folder: a new one, an empty one, or one that `save` wrote.
-
-        Raises
-        ------
-        ValueError
-            If the encoder is not fitted, `path` is a file or a folder that holds something else, or labels
-            are objects other than strings. Nothing is written then.
-        OSError
-            If the disk refuses. What was there before is there still.
-
-        Warns
-        -----
-        UserWarning
-            If a parameter can be kept by pickle only. The loaded encoder has its default instead.
-
-        Notes
-        -----
-        A `memory` object is saved as its location. A network of your own is saved as its weights and its
-        import path; its code is not saved, see `load`.
-        """
-        from hqsearch.persistence import save_estimator
-
-        save_estimator(self, path)
-
     @classmethod
     def load(
         cls,
@@ -615,8 +582,6 @@ class HierarchicalHashEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin,
         >>> bool((loaded.encode(X[200:]) == encoder.encode(X[200:])).all())
         True
         """
-        from hqsearch.persistence import load_estimator
-
         return load_estimator(cls, path, mmap_mode=mmap_mode, network=network, trusted=trusted)
 
     def __sklearn_is_fitted__(self) -> bool:

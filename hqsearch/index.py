@@ -26,13 +26,14 @@ from hqsearch.codes import CellScores
 from hqsearch.encoder import HierarchicalHashEncoder
 from hqsearch.items import FittedItems, IndexState
 from hqsearch.metrics import precision_at_k
+from hqsearch.persistence import SaveMixin, load_estimator
 from hqsearch.search import LeafTable, SearchStats
 
 # Fitted items are turned into queries this many at a time: their level scores are made only for that long.
 SELF_QUERY_BLOCK = 16384
 
 
-class HierarchicalHashIndex(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+class HierarchicalHashIndex(SaveMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     """Nearest neighbours search over hierarchical hash codes.
 
     `fit` lists every item in the leaves of its code. A query opens its own leaves, then further leaves, best
@@ -647,42 +648,6 @@ class HierarchicalHashIndex(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         """
         return self.search_stats_.suf()
 
-    def save(self, path: str | os.PathLike) -> None:
-        """Save the fitted index, encoder included, as a folder of plain files, without pickle.
-
-        The folder holds `manifest.json` (parameters, versions, the checksum of every file) and a data folder
-        with arrays and the encoder's own folder. One that is there already is replaced in one step: whoever
-        is killed meanwhile leaves the old or the new one, and processes that have mapped the old one keep it.
-
-        Parameters
-        ----------
-        path : path-like
-            The folder: a new one, an empty one, or one that `save` wrote.
-
-        Raises
-        ------
-        ValueError
-            If the index is not fitted, `path` is a file or a folder that holds something else, labels are
-            objects other than strings, or the encoder has no `save(path)` and `load(path)`. Nothing is
-            written then.
-        OSError
-            If the disk refuses. What was there before is there still.
-
-        Warns
-        -----
-        UserWarning
-            If a parameter can be kept by pickle only. The loaded estimator has its default instead.
-
-        Notes
-        -----
-        Positions stay as they are, vacant ones too. An encoder that is a parameter and not frozen is saved as
-        its parameters, and comes back unfitted. The counts of `search_stats_` are not saved. With
-        `storage="int8"`, items that were added lately are rounded for good, as every search rounds them.
-        """
-        from hqsearch.persistence import save_estimator
-
-        save_estimator(self, path)
-
     @classmethod
     def load(
         cls,
@@ -708,7 +673,8 @@ class HierarchicalHashIndex(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
             Whether to verify the checksums of vectors and level scores with `mmap_mode="r"` too, which reads
             them once.
         encoder : type or fitted estimator, default=None
-            Class of the encoder, or the encoder itself, where it is not one of this package.
+            Class of the encoder, or the encoder itself, where it is not one of this package. Over a baseline,
+            what is no baseline is taken as the encoder that the baseline holds.
         network : torch.nn.Module, type or callable, default=None
             As in `HierarchicalHashEncoder.load`.
         trusted : bool, default=False
@@ -726,6 +692,11 @@ class HierarchicalHashIndex(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
             If a file is missing, truncated, damaged or foreign, the format is newer than this package, or a
             class that is not of this package is neither given nor trusted. The message names the file.
 
+        Notes
+        -----
+        Positions are as they were, vacant ones too. The counts of `search_stats_` are not saved. With
+        `storage="int8"`, items that were added lately are rounded for good, as every search rounds them.
+
         Examples
         --------
         >>> import tempfile
@@ -740,8 +711,6 @@ class HierarchicalHashIndex(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         >>> bool((loaded.kneighbors(X[200:])[1] == index.kneighbors(X[200:])[1]).all())
         True
         """
-        from hqsearch.persistence import load_estimator
-
         index = load_estimator(
             cls, path, mmap_mode=mmap_mode, verify=verify, encoder=encoder, network=network, trusted=trusted
         )

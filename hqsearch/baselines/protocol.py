@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from numbers import Integral
 from typing import Any
@@ -16,9 +17,10 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from hqsearch.codes import code_matrix, greedy_codes
 from hqsearch.encoder import HierarchicalHashEncoder
+from hqsearch.persistence import SaveMixin, load_estimator
 
 
-class BaselineHashEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, ABC):
+class BaselineHashEncoder(SaveMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, ABC):
     """Encoder protocol of all baselines: codes are what is best by their level scores."""
 
     _parameter_constraints: dict = {  # noqa: RUF012  scikit-learn's own form
@@ -109,6 +111,51 @@ class BaselineHashEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Bas
 
     def _embed_by_encoder(self, X: Any) -> np.ndarray:
         return check_array(self.encoder_.embed(X), dtype=np.float32, input_name="encoder.embed(X)")
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike,
+        mmap_mode: str | None = None,
+        *,
+        encoder: Any = None,
+        network: Any = None,
+        trusted: bool = False,
+    ) -> Any:
+        """Load a baseline that `save` wrote; it gives the same bits as the one that was saved.
+
+        Every file is verified before it is used.
+
+        Parameters
+        ----------
+        path : path-like
+            The folder.
+        mmap_mode : {None, "r"}, default=None
+            "r" maps larger arrays, as centroids can be, into memory. Weights are read either way.
+        encoder : type or fitted estimator, default=None
+            Class of `encoder_`, or that encoder itself, where it is not one of this package.
+        network : torch.nn.Module, type or callable, default=None
+            As in `HierarchicalHashEncoder.load`, of whichever network is your own. Where classifier and
+            encoder each have a different one, give the fitted encoder itself as `encoder`.
+        trusted : bool, default=False
+            Whether to import classes from the paths that the folder names, where they are not given.
+            Importing runs code, so trust only your own folders.
+
+        Returns
+        -------
+        estimator
+            The fitted baseline.
+
+        Raises
+        ------
+        ValueError
+            If a file is missing, truncated, damaged or foreign, the format is newer than this package, or a
+            class or network that is not of this package is neither given nor trusted. The message names the
+            file.
+        """
+        return load_estimator(
+            cls, path, mmap_mode=mmap_mode, encoder=encoder, network=network, trusted=trusted
+        )
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "_branching_factor")

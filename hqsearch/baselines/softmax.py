@@ -209,8 +209,8 @@ class SoftmaxHashEncoder(BaselineHashEncoder):
             classes_per_batch=self.classes_per_batch,
             patience=self.patience,
         )
-        self._classifier = ClassifierModel(device=self.device)
-        self.history_ = self._classifier.fit(
+        self._model = ClassifierModel(device=self.device)
+        self.history_ = self._model.fit(
             X,
             y,
             train,
@@ -237,7 +237,7 @@ class SoftmaxHashEncoder(BaselineHashEncoder):
         """
         check_is_fitted(self)
         if self.encoder_ is None:
-            return self._classifier.describe(self._validate_query(X))[0]
+            return self._model.describe(self._validate_query(X))[0]
         return self._embed_by_encoder(X)
 
     def level_scores(self, X: Any) -> np.ndarray:
@@ -254,7 +254,7 @@ class SoftmaxHashEncoder(BaselineHashEncoder):
             Natural logarithms, of classes of equal prior probability.
         """
         X = self._validate_query(X)
-        return self._classifier.log_probabilities(X)[:, None, :]
+        return self._model.log_probabilities(X)[:, None, :]
 
     def describe(self, X: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Embedding, level scores and codes in one call: what an index asks of every item.
@@ -275,7 +275,7 @@ class SoftmaxHashEncoder(BaselineHashEncoder):
         """
         check_is_fitted(self)
         if self.encoder_ is None:
-            embedding, log_probabilities = self._classifier.describe(self._validate_query(X))
+            embedding, log_probabilities = self._model.describe(self._validate_query(X))
             level_scores = log_probabilities[:, None, :]
         else:
             embedding, level_scores = self.embed(X), self.level_scores(X)

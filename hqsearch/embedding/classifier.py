@@ -52,7 +52,8 @@ class ClassifierModel:
 
     def __init__(self, *, device: str = "auto"):
         self.device = device
-        self.network: StageNetwork | None = None
+        self._network: str | nn.Module | Callable = "auto"
+        self.classifier_network: StageNetwork | None = None
 
     def fit(
         self,
@@ -93,7 +94,8 @@ class ClassifierModel:
         list of dict
             One record an epoch.
         """
-        self.network, history, _ = fit_first_stage(
+        self._network = network
+        self.classifier_network, history, _ = fit_first_stage(
             ClassifierStage,
             X,
             y,
@@ -111,12 +113,12 @@ class ClassifierModel:
 
     def log_probabilities(self, X: np.ndarray) -> np.ndarray:
         """Log-probability of each class, float32 of shape (n_samples, n_classes)."""
-        assert self.network is not None
-        return infer(self.network, X).log_softmax(1).cpu().numpy()
+        assert self.classifier_network is not None
+        return infer(self.classifier_network, X).log_softmax(1).cpu().numpy()
 
     def describe(self, X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Hidden layer, float32 of shape (n_samples, n_hidden), and `log_probabilities`, from one pass."""
-        network = self.network
+        network = self.classifier_network
         assert network is not None
         both = infer(_HiddenAndLogits(network.standardize, network.trunk, network.head), X)
         n_hidden = network.head.in_features
@@ -124,12 +126,12 @@ class ClassifierModel:
 
     def __getstate__(self) -> dict[str, Any]:
         # Pickled on the CPU, so that a model trained on a GPU opens anywhere.
-        network = self.network
+        network = self.classifier_network
         if network is not None and next(network.parameters()).is_cuda:
             network = copy.deepcopy(network).cpu()
-        return {**self.__dict__, "network": network}
+        return {**self.__dict__, "classifier_network": network}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        if self.network is not None:
-            self.network.to(available_device(self.device))
+        if self.classifier_network is not None:
+            self.classifier_network.to(available_device(self.device))

@@ -12,38 +12,45 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from hqsearch.embedding.classifier import ClassifierModel
 from hqsearch.embedding.model import EmbeddingModel
 from hqsearch.embedding.networks import StageNetwork, Standardize, build_trunk
 from hqsearch.embedding.randomness import randomness_of
 
-_STAGES = ("metric_network", "hash_network")
+# The attributes that are networks, by the kind of model; the stages of one model share their statistics.
+_STAGES: dict[type[ClassifierModel | EmbeddingModel], tuple[str, ...]] = {
+    ClassifierModel: ("classifier_network",),
+    EmbeddingModel: ("metric_network", "hash_network"),
+}
+_KINDS = {cls.__name__: cls for cls in _STAGES}
 
 
-def pack_model(model: EmbeddingModel) -> tuple[dict[str, Any], bytes]:
+def pack_model(model: ClassifierModel | EmbeddingModel) -> tuple[dict[str, Any], bytes]:
     """Take a trained model apart.
 
     Parameters
     ----------
-    model : EmbeddingModel
-        With both stages trained.
+    model : ClassifierModel or EmbeddingModel
+        With all stages trained.
 
     Returns
     -------
     structure : dict
-        The attributes that are not networks, as plain Python values.
+        The kind of model as `kind`, and the attributes that are not networks, as plain Python values.
     weights : bytes
-        A safetensors file: the two stages as ``metric_network.*`` and ``hash_network.*``, and a module that
-        the user gave, as it was given, as ``network.*``.
+        A safetensors file: each stage below its name, as ``metric_network.*``, and a module that the user
+        gave, as it was given, as ``network.*``.
 
     Raises
     ------
     ValueError
         If a module of the user's keeps something else than tensors in its `state_dict`.
     """
+    stages = _STAGES[type(model)]
     structure = {
-        name: value for name, value in vars(model).items() if name not in _STAGES and name != "_network"
+        name: value for name, value in vars(model).items() if name not in stages and name != "_network"
     }
-    modules = {name: getattr(model, name) for name in _STAGES}
+    modules = {name: getattr(model, name) for name in stages}
     if isinstance(model._network, nn.Module):
         modules["network"] = model._network
     tensors = {}
@@ -56,7 +63,7 @@ def pack_model(model: EmbeddingModel) -> tuple[dict[str, Any], bytes]:
                 )
             # Copies: safetensors refuses tensors that share memory, as tied weights do.
             tensors[f"{prefix}.{name}"] = value.detach().cpu().contiguous().clone()
-    return structure, safetensors.torch.save(tensors)
+    return {"kind": type(model).__name__, **structure}, safetensors.torch.save(tensors)
 
 
 def unpack_model(
@@ -66,7 +73,7 @@ def unpack_model(
     network: str | nn.Module | Callable,
     is_module: bool,
     input_shape: Sequence[int],
-) -> EmbeddingModel:
+) -> ClassifierModel | EmbeddingModel:
     """Put a model together from what `pack_model` gave.
 
     Parameters
@@ -85,7 +92,7 @@ def unpack_model(
 
     Returns
     -------
-    EmbeddingModel
+    ClassifierModel or EmbeddingModel
         On the device that its `device` names, or where that is gone, on what there is.
 
     Raises
@@ -97,14 +104,18 @@ def unpack_model(
         tensors = safetensors.torch.load(weights)
     except SafetensorError as error:
         raise ValueError(f"not a safetensors file: {error}") from error
-    model = EmbeddingModel.__new__(EmbeddingModel)
+    structure = dict(structure)
+    cls = _KINDS[structure.pop("kind")]
+    model = cls.__new__(cls)
     with randomness_of(network, 0):
         if is_module:
             network = _make_module(network, input_shape)
             _fill(network, _below("network", tensors))
-        stages = {name: _stage(_below(name, tensors), network, input_shape) for name in _STAGES}
-    # Both stages share these statistics from training on.
-    stages["hash_network"].standardize = stages["metric_network"].standardize
+        stages = {name: _stage(_below(name, tensors), network, input_shape) for name in _STAGES[cls]}
+    # One module from training on.
+    standardize = stages[_STAGES[cls][0]].standardize
+    for stage in stages.values():
+        stage.standardize = standardize
     # The same way onto a device as a pickle takes.
     model.__setstate__({**structure, **stages, "_network": network})
     return model

@@ -4,6 +4,6 @@ Torch and safetensors are imported by the first encoder that is saved or loaded,
 """
 
 from hqsearch.persistence.loading import load_estimator
-from hqsearch.persistence.saving import save_estimator
+from hqsearch.persistence.saving import SaveMixin
 
-__all__ = ["load_estimator", "save_estimator"]
+__all__ = ["SaveMixin", "load_estimator"]

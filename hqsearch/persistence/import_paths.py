@@ -32,6 +32,21 @@ def import_trusted(path: str) -> Any:
     return thing
 
 
+def import_own(path: str) -> type[BaseEstimator] | None:
+    """Import an estimator of this package, which needs no trust; None for anything else.
+
+    Raises
+    ------
+    ValueError
+        If this package has no such name.
+    """
+    if path.startswith("hqsearch."):
+        own = import_trusted(path)
+        if isinstance(own, type) and issubclass(own, BaseEstimator):
+            return own
+    return None
+
+
 def import_if_allowed(path: str, file: Path, argument: str, *, trusted: bool) -> Any:
     """Import what a manifest names, or say how to allow it.
 
@@ -58,10 +73,9 @@ def import_if_allowed(path: str, file: Path, argument: str, *, trusted: bool) ->
     """
     if trusted:
         return import_trusted(path)
-    if path.startswith("hqsearch."):
-        own = import_trusted(path)
-        if isinstance(own, type) and issubclass(own, BaseEstimator):
-            return own
+    own = import_own(path)
+    if own is not None:
+        return own
     name = path.rpartition(":")[2]
     raise ValueError(
         f"{file} names {path}, which is no part of hqsearch. Pass it, as in load(path, {argument}={name}), "

@@ -1,10 +1,10 @@
-"""Folders -> fitted encoders and indexes."""
+"""Folders -> fitted encoders, baselines and indexes."""
 
 from __future__ import annotations
 
 import copy
+import inspect
 import os
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,8 @@ from sklearn.utils.validation import check_is_fitted
 
 from hqsearch.persistence.files import WEIGHTS, DataReader
 from hqsearch.persistence.folder import MANIFEST, read_folder
-from hqsearch.persistence.import_paths import import_if_allowed
+from hqsearch.persistence.import_paths import import_if_allowed, import_own
+from hqsearch.persistence.saving import SaveMixin
 from hqsearch.persistence.values import decode
 
 
@@ -27,7 +28,7 @@ def load_estimator(
     network: Any = None,
     trusted: bool = False,
 ) -> Any:
-    """Read an estimator that `save_estimator` wrote.
+    """Read an estimator that `SaveMixin.save` wrote.
 
     Parameters
     ----------
@@ -67,13 +68,19 @@ def load_estimator(
     return read_folder(path, read)
 
 
+def _has_encoder(thing: Any) -> bool:
+    """Whether a class or estimator is a baseline of this package, which holds an encoder and loads it."""
+    cls: Any = thing if isinstance(thing, type) else type(thing)
+    return issubclass(cls, SaveMixin) and "encoder" in inspect.signature(cls.load).parameters
+
+
 class _Loader:
     """Puts one estimator together, with what the caller gave for what cannot be saved."""
 
     def __init__(self, file: Path, reader: DataReader, encoder: Any, network: Any, trusted: bool):
         self.file = file
         self.reader = reader
-        self.encoder = encoder
+        self.encoder = encoder.estimator if isinstance(encoder, FrozenEstimator) else encoder
         self.network = network
         self.trusted = trusted
 
@@ -83,7 +90,7 @@ class _Loader:
             **self._parameters(manifest["parameters"], state.get("encoder_"), state.get("_model"))
         )
         vars(estimator).update(state)
-        if "encoder_" in state:
+        if "_items" in state:
             self._settle_encoder(estimator)
         return estimator
 
@@ -139,19 +146,21 @@ class _Loader:
         """Load an encoder from its sub-folder, by the given class or one that may be imported."""
         place = self.reader.verify_below(folder)
         given = self.encoder
-        if isinstance(given, FrozenEstimator):
-            given = given.estimator
-        if given is not None and not isinstance(given, type):
-            check_is_fitted(given)
-            return given
-        if given is None:
+        if given is None or (_has_encoder(import_own(path)) and not _has_encoder(given)):
+            # A baseline of this package, and what is given is the encoder that the baseline holds.
             given = import_if_allowed(path, self.file, "encoder", trusted=self.trusted)
-        return self._load_by(given, place)
+        if isinstance(given, type):
+            return self._load_by(given, place)
+        check_is_fitted(given)
+        return given
 
     def _load_by(self, cls: Any, place: Path) -> Any:
-        if issubclass(cls, import_module("hqsearch.encoder").HierarchicalHashEncoder):
-            return cls.load(place, network=self.network, trusted=self.trusted)
-        return cls.load(place)
+        if not issubclass(cls, SaveMixin):
+            return cls.load(place)
+        options = {"network": self.network, "trusted": self.trusted}
+        if _has_encoder(cls) and not _has_encoder(self.encoder):
+            options["encoder"] = self.encoder
+        return cls.load(place, **options)
 
     def _parameters(self, saved: dict[str, Any], encoder: Any, model: Any) -> dict[str, Any]:
         return {name: self._parameter(value, encoder, model) for name, value in saved.items()}
@@ -163,7 +172,8 @@ class _Loader:
         if kind == "network":
             return model._network
         if kind == "estimator":
-            return type(encoder)(**self._parameters(content, encoder, getattr(encoder, "_model", None)))
+            inner, model = (getattr(encoder, name, None) for name in ("encoder_", "_model"))
+            return type(encoder)(**self._parameters(content, inner, model))
         if kind == "frozen":
             folder, changed = content
             if folder == "encoder":

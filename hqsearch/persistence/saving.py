@@ -1,4 +1,4 @@
-"""Fitted encoders and indexes -> folders."""
+"""Fitted encoders, baselines and indexes -> folders."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import inspect
 import os
 import platform
 import warnings
-from importlib import import_module, metadata
+from importlib import metadata
 from typing import Any
 
 from sklearn.base import BaseEstimator
@@ -23,29 +23,47 @@ _PACKAGES = ("hqsearch", "numpy", "scipy", "scikit-learn", "numba", "torch", "sa
 _NOT_SAVED = ("_state", "_metadata_request")
 
 
-def save_estimator(estimator: BaseEstimator, path: str | os.PathLike) -> None:
-    """Write a fitted estimator of this package into a folder, or replace the one that is there.
+class SaveMixin:
+    """`save` of all estimators of this package: an encoder, a baseline or an index."""
 
-    Parameters
-    ----------
-    estimator : estimator
-        A fitted encoder or index.
-    path : path-like
-        The folder.
+    def save(self, path: str | os.PathLike) -> None:
+        """Save the fitted estimator as a folder of plain files, without pickle.
 
-    Raises
-    ------
-    NotFittedError
-        A ValueError, if the estimator is not fitted.
-    ValueError
-        If `path` is a file or a folder that holds something else, or if an attribute cannot be saved without
-        pickle. Nothing is written then.
-    OSError
-        If the disk refuses. What was there before is there still.
-    """
-    check_is_fitted(estimator)
-    contents, writer = _take_apart(estimator)
-    write_folder(path, contents, writer.write)
+        The folder holds `manifest.json` (parameters, versions, the checksum of every file) and a data folder
+        with arrays, `weights.safetensors`, and a folder of the same kind for an encoder that the estimator
+        holds. One that is there already is replaced in one step: whoever is killed meanwhile leaves the old
+        or the new one, and processes that have mapped the old one keep it.
+
+        Parameters
+        ----------
+        path : path-like
+            The folder: a new one, an empty one, or one that `save` wrote.
+
+        Raises
+        ------
+        NotFittedError
+            A ValueError, if the estimator is not fitted.
+        ValueError
+            If `path` is a file or a folder that holds something else, labels are objects other than strings,
+            an encoder that the estimator holds has no `save(path)` and `load(path)`, or a network or an
+            encoder that is a parameter was replaced since `fit`. Nothing is written then.
+        OSError
+            If the disk refuses. What was there before is there still.
+
+        Warns
+        -----
+        UserWarning
+            If a parameter can be kept by pickle only. The loaded estimator has its default instead.
+
+        Notes
+        -----
+        A `memory` object is saved as its location. A network of your own is saved as its weights and its
+        import path; its code is not saved, see `load`. An encoder that is a parameter and not frozen is saved
+        as its parameters, and comes back unfitted.
+        """
+        check_is_fitted(self)
+        contents, writer = _take_apart(self)
+        write_folder(path, contents, writer.write)
 
 
 def _take_apart(estimator: Any) -> tuple[dict[str, Any], DataWriter]:
@@ -59,11 +77,10 @@ def _take_apart(estimator: Any) -> tuple[dict[str, Any], DataWriter]:
         for name, value in attributes.items()
         if name not in names and name not in _NOT_SAVED
     }
-    fitted = attributes.get("encoder_", estimator)
     contents = {
         "estimator": type(estimator).__name__,
         "packages": {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES},
-        "parameters": _encode_parameters(estimator, fitted, writer),
+        "parameters": _encode_parameters(estimator, attributes, writer),
         "state": state,
     }
     return contents, writer
@@ -83,7 +100,7 @@ def _encode_attribute(value: Any, name: str, writer: DataWriter) -> Any:
 
         structure, writer.blobs[WEIGHTS] = pack_model(value)
         return {"model": [encode(structure, name, writer), _encode_network(value._network)]}
-    if name == "encoder_":
+    if name == "encoder_" and value is not None:
         return {"encoder": [import_path(type(value)), _add_encoder(value, "encoder", writer)]}
     # The items' parts go by their own names.
     return encode(value, "" if name == "_items" else name, writer)
@@ -109,7 +126,7 @@ def _add_encoder(encoder: Any, folder: str, writer: DataWriter) -> str:
             "Expected encoder to have a method save(path) and a classmethod load(path), as "
             f"HierarchicalHashEncoder has, but {type(encoder).__name__} lacks them."
         )
-    if save is import_module("hqsearch.encoder").HierarchicalHashEncoder.save:
+    if save is SaveMixin.save:
         # Taken apart now, so that what cannot be saved is refused before anything is written.
         check_is_fitted(encoder)
         contents, inner = _take_apart(encoder)
@@ -119,32 +136,40 @@ def _add_encoder(encoder: Any, folder: str, writer: DataWriter) -> str:
     return folder
 
 
-def _encode_parameters(estimator: Any, fitted: Any, writer: DataWriter) -> dict[str, Any]:
+def _encode_parameters(estimator: Any, learned: dict[str, Any], writer: DataWriter) -> dict[str, Any]:
     """Encode parameters; leave out, with a warning, those that JSON cannot hold.
 
-    `fitted` is the encoder that was fitted with them: it holds a network's weights.
+    `learned` are the attributes of what was fitted with them: the estimator itself, or its fitted clone.
     """
     encoded = {}
     for name, value in estimator.get_params(deep=False).items():
         try:
-            encoded[name] = _encode_parameter(name, value, fitted, writer)
+            encoded[name] = _encode_parameter(name, value, learned, writer)
         except UnsavableError as error:
             default = inspect.signature(type(estimator).__init__).parameters[name].default
             warnings.warn(
                 f"The loaded {type(estimator).__name__} will have {name}={default!r}, the default. {error}",
                 UserWarning,
-                stacklevel=5,
+                stacklevel=4,
             )
     return encoded
 
 
-def _encode_parameter(name: str, value: Any, fitted: Any, writer: DataWriter) -> Any:
-    if isinstance(value, FrozenEstimator):
-        return {"frozen": _encode_frozen(value.estimator, fitted, writer)}
+def _encode_parameter(name: str, value: Any, learned: dict[str, Any], writer: DataWriter) -> Any:
     if isinstance(value, BaseEstimator):
-        return {"estimator": _encode_parameters(value, fitted, writer)}
+        is_frozen = isinstance(value, FrozenEstimator)
+        given, fitted = value.estimator if is_frozen else value, learned.get("encoder_")
+        if type(given) is not type(fitted):
+            # Its class is taken from the fitted one, which is trusted or given.
+            raise ValueError(
+                f"Expected {name} to be of the class that was fitted, {type(fitted).__name__}, got "
+                f"{type(given).__name__}; fit again."
+            )
+        if is_frozen:
+            return {"frozen": _encode_frozen(given, fitted, writer)}
+        return {"estimator": _encode_parameters(given, vars(fitted), writer)}
     if name == "network" and not isinstance(value, str):
-        trained = getattr(getattr(fitted, "_model", None), "_network", None)
+        trained = getattr(learned.get("_model"), "_network", None)
         # An index clones its encoder, and a clone has modules of its own.
         if trained is not value and not (_is_module(value) and type(trained) is type(value)):
             raise ValueError(
@@ -159,10 +184,10 @@ def _encode_parameter(name: str, value: Any, fitted: Any, writer: DataWriter) ->
 
 
 def _encode_frozen(encoder: Any, fitted: Any, writer: DataWriter) -> list[Any]:
-    """Encode a frozen encoder: as the index's own one with other parameters, if it is that."""
+    """Encode a frozen encoder: as `fitted`, the estimator's own one, with other parameters, if it is that."""
     names = encoder.get_params(deep=False)
     learned, held = ({k: v for k, v in vars(e).items() if k not in names} for e in (encoder, fitted))
-    if type(encoder) is type(fitted) and learned.keys() == held.keys():
+    if learned.keys() == held.keys():
         changed = {k: v for k, v in vars(encoder).items() if v is not vars(fitted)[k]}
         if not changed.keys() & learned.keys():
             return ["encoder", {k: encode(v, f"parameter {k}", writer) for k, v in changed.items()}]
