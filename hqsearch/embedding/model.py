@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from hqsearch.embedding.checkpoints import Checkpoint
 from hqsearch.embedding.first_stage import fit_first_stage
 from hqsearch.embedding.inference import as_tensor, embed, level_scores
 from hqsearch.embedding.networks import StageNetwork, new_head
@@ -100,6 +101,7 @@ class EmbeddingModel:
         seed: int,
         memory: Any,
         verbose: int = 0,
+        checkpoint: Checkpoint | None = None,
     ) -> tuple[list[dict[str, Any]], bool]:
         """Train the embedding; with a joblib.Memory, only where it was not trained before.
 
@@ -123,6 +125,8 @@ class EmbeddingModel:
             Cache of trained weights.
         verbose : int, default=0
             0 prints nothing, 1 a line an epoch.
+        checkpoint : Checkpoint or None, default=None
+            Where the stage goes on from, and leaves how far it came.
 
         Returns
         -------
@@ -145,6 +149,7 @@ class EmbeddingModel:
             device=resolve_device(self.device),
             memory=memory,
             verbose=verbose,
+            checkpoint=checkpoint,
         )
         return history, interrupted
 
@@ -159,6 +164,7 @@ class EmbeddingModel:
         seed: int,
         problem: CodeProblem,
         verbose: int = 0,
+        checkpoint: Checkpoint | None = None,
     ) -> list[dict[str, Any]]:
         """Train the level scores, starting from the metric stage's trunk.
 
@@ -183,6 +189,7 @@ class EmbeddingModel:
         data = TrainingData(as_tensor(X, device), y, train, validation)
         with randomness_of(self._network, seed):
             stage = HashStage(self.hash_network, data, settings, problem=problem, seed=seed, verbose=verbose)
+            stage.checkpoint = checkpoint
             return stage.run()
 
     def embed(self, X: np.ndarray) -> np.ndarray:
