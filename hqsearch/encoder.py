@@ -21,6 +21,8 @@ from hqsearch.persistence import SaveMixin, load_estimator
 
 # Bucket ids are int64, with a bit to spare for sums in the search.
 MAX_LEAVES = 2**62
+# Parameters that change nothing of what is trained.
+_NOT_TRAINED_BY = ("memory", "checkpoint_dir", "n_jobs", "verbose")
 
 
 class HierarchicalHashEncoder(SaveMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
@@ -91,6 +93,14 @@ class HierarchicalHashEncoder(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transf
         Where to keep metric stages that are trained already. They do not depend on `n_levels`,
         `branching_factor`, `sparsity` or the penalties, so with an integer `random_state` a search over
         those trains the metric stage once per fold.
+    checkpoint_dir : None, str or path-like, default=None
+        Folder where `fit` leaves how far it came, for the case that it is killed: started again with the same
+        data and parameters it goes on from there, and on the CPU ends with the same model bit by bit. It
+        is made where there is none. The state is written at the end of an epoch, after the first one and then
+        whenever that takes at most two per cent of the time. Needs a `random_state` other than None. The
+        folder belongs to one fit, so a search over parameters cannot share one. It is kept at the end,
+        holding both trained networks, and fitting the same again returns at once; delete it when it has
+        served.
     device : str, default="auto"
         Where networks train and run: "auto" takes CUDA where there is one, else the CPU.
     n_jobs : int or None, default=None
@@ -166,6 +176,7 @@ class HierarchicalHashEncoder(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transf
         "validation_fraction": [Interval(Real, 0, 1, closed="left")],
         "patience": [None, Interval(Integral, 1, None, closed="left")],
         "memory": [None, str, HasMethods(["cache"])],
+        "checkpoint_dir": [None, str, os.PathLike],
         "device": [str],
         "n_jobs": [None, Integral],
         "random_state": ["random_state"],
@@ -199,6 +210,7 @@ class HierarchicalHashEncoder(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transf
         validation_fraction: float = 0.1,
         patience: int | None = None,
         memory: Any = None,
+        checkpoint_dir: str | os.PathLike | None = None,
         device: str = "auto",
         n_jobs: int | None = None,
         random_state: Any = None,
@@ -228,6 +240,7 @@ class HierarchicalHashEncoder(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transf
         self.validation_fraction = validation_fraction
         self.patience = patience
         self.memory = memory
+        self.checkpoint_dir = checkpoint_dir
         self.device = device
         self.n_jobs = n_jobs
         self.random_state = random_state
@@ -261,10 +274,18 @@ class HierarchicalHashEncoder(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transf
             If the loss is not finite any more.
         ValueError
             If X or y is malformed, y has one class, the tree has more than 2**62 leaves, `sparsity`
-            exceeds `branching_factor`, or `device` does not exist.
+            exceeds `branching_factor`, or `device` does not exist; or if `checkpoint_dir` holds checkpoints
+            of another fit or damaged ones, or `random_state` is None with it.
+        OSError
+            If a checkpoint cannot be written.
         """
         X, y = self._validate_training_data(X, y)
         self._check_tree()
+        if self.checkpoint_dir is not None and self.random_state is None:
+            raise ValueError(
+                "Expected random_state to be an int or a RandomState with checkpoint_dir, got None: a fit "
+                "that is started again would draw other seeds, and could not go on."
+            )
         seeds = check_random_state(self.random_state).randint(np.iinfo(np.int32).max, size=3)
         self._fit_stages(X, y, *(int(seed) for seed in seeds))
         return self
@@ -308,6 +329,7 @@ class HierarchicalHashEncoder(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transf
     ) -> None:
         from hqsearch.embedding import EmbeddingModel, split_validation
 
+        checkpoints = self._open_checkpoints(X, y, (split_seed, metric_seed, hash_seed))
         train, validation = split_validation(y, self.validation_fraction, np.random.default_rng(split_seed))
         model = EmbeddingModel(
             loss=self.loss,
@@ -326,11 +348,14 @@ class HierarchicalHashEncoder(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transf
             seed=metric_seed,
             memory=check_memory(self.memory),
             verbose=self.verbose,
+            checkpoint=checkpoints.get("metric"),
         )
         settings = self._stage_settings("hash")
         if interrupted:
             # Whoever interrupts wants to stop; without any epoch there would be no codes to speak of.
             settings = replace(settings, epochs=min(1, settings.epochs))
+            # That epoch is none of the fit that may be started again.
+            checkpoints.pop("hash", None)
         self.history_ = history + model.fit_hash(
             X,
             y,
@@ -340,9 +365,30 @@ class HierarchicalHashEncoder(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transf
             seed=hash_seed,
             problem=self._code_problem(model.embed(X), y, train, validation),
             verbose=self.verbose,
+            checkpoint=checkpoints.get("hash"),
         )
         self._model = model
         self._n_features_out = self.branching_factor**self.n_levels
+
+    def _open_checkpoints(self, X: np.ndarray, y: np.ndarray, seeds: tuple[int, int, int]) -> dict[str, Any]:
+        """Checkpoint of each stage, or none at all."""
+        from hqsearch.embedding import open_checkpoints, resolve_device
+
+        if self.checkpoint_dir is None:
+            return {}
+        parameters = self.get_params(deep=False)
+        # The last three are compared by what comes of them.
+        for name in (*_NOT_TRAINED_BY, "network", "device", "random_state"):
+            del parameters[name]
+        return open_checkpoints(
+            self.checkpoint_dir,
+            X,
+            y,
+            network=self.network,
+            device=resolve_device(self.device),
+            seeds=seeds,
+            parameters=parameters,
+        )
 
     def _stage_settings(self, stage: str) -> Any:
         from hqsearch.embedding import StageSettings

@@ -4,6 +4,7 @@ The only folder that imports torch, so nothing outside imports this door before 
 """
 
 from hqsearch.embedding.batches import split_validation
+from hqsearch.embedding.checkpoints import open_checkpoints
 from hqsearch.embedding.classifier import ClassifierModel
 from hqsearch.embedding.model import EmbeddingModel, resolve_device
 from hqsearch.embedding.stage import StageSettings
@@ -15,6 +16,7 @@ __all__ = [
     "CodeProblem",
     "EmbeddingModel",
     "StageSettings",
+    "open_checkpoints",
     "pack_model",
     "resolve_device",
     "split_validation",

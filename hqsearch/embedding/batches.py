@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 
@@ -60,6 +62,40 @@ class ClassBalancedBatches:
         classes = np.stack([self._class_queue.take(self.classes_per_group) for _ in range(self.n_groups)])
         items = np.stack([self._queues[c].take(self.items_per_class) for c in classes.ravel()])
         return items.reshape(*classes.shape, self.items_per_class), classes
+
+    def get_state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """Where the draws stand.
+
+        Returns
+        -------
+        arrays : dict of str to ndarray, dtype int64
+            Order of each queue, one after the other, the classes' queue last; values taken from each.
+        generator : dict
+            State of the generator, which JSON can hold.
+        """
+        queues = [*self._queues, self._class_queue]
+        arrays = {
+            "orders": np.concatenate([queue._order for queue in queues]),
+            "taken": np.array([queue._next for queue in queues], dtype=np.int64),
+        }
+        return arrays, dict(self._rng.bit_generator.state)
+
+    def set_state(self, arrays: dict[str, np.ndarray], generator: dict[str, Any]) -> None:
+        """Go on from what `get_state` gave, of batches over the same `y`.
+
+        Raises
+        ------
+        ValueError
+            If the arrays are of batches over other items or classes.
+        """
+        queues = [*self._queues, self._class_queue]
+        stops = np.cumsum([len(queue._order) for queue in queues])
+        if len(arrays["orders"]) != stops[-1] or len(arrays["taken"]) != len(queues):
+            raise ValueError("the batches were drawn from other items or classes")
+        orders = np.split(arrays["orders"], stops[:-1])
+        for queue, order, taken in zip(queues, orders, arrays["taken"].tolist(), strict=True):
+            queue._order, queue._next = order, taken
+        self._rng.bit_generator.state = generator
 
 
 class _ShuffledQueue:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from hqsearch.embedding.checkpoints import Checkpoint
 from hqsearch.embedding.inference import as_tensor
 from hqsearch.embedding.networks import StageNetwork, initial_network
 from hqsearch.embedding.randomness import randomness_of
@@ -42,6 +43,7 @@ def fit_first_stage(
     device: torch.device,
     memory: Any,
     verbose: int = 0,
+    checkpoint: Checkpoint | None = None,
 ) -> tuple[StageNetwork, History, bool]:
     """Train a network from the start, or take it from the cache.
 
@@ -69,6 +71,8 @@ def fit_first_stage(
         Cache of trained weights.
     verbose : int, default=0
         0 prints nothing, 1 a line an epoch.
+    checkpoint : Checkpoint or None, default=None
+        Where the stage goes on from, and leaves how far it came; the cache does not ask for it.
 
     Returns
     -------
@@ -82,7 +86,7 @@ def fit_first_stage(
     key = network_key(network)
     train_stage: Callable = train_first_stage
     if key is not None:
-        train_stage = memory.cache(train_first_stage, ignore=["network", "verbose"])
+        train_stage = memory.cache(train_first_stage, ignore=["network", "verbose", "checkpoint"])
     elif memory.store_backend is not None:
         warnings.warn(
             f"memory cannot tell whether two networks like {network!r} are the same, so the first stage is "
@@ -93,7 +97,7 @@ def fit_first_stage(
     arguments = (stage, X, y, train, validation, key, n_outputs, settings, seed, str(device))
     interrupted = False
     try:
-        weights, history = train_stage(*arguments, network=network, verbose=verbose)
+        weights, history = train_stage(*arguments, network=network, verbose=verbose, checkpoint=checkpoint)
     except StageInterrupted as stopped:
         weights, history, interrupted = stopped.weights, stopped.history, True
     # The result is weights alone; the network is made again from the same seed and filled in.
@@ -116,6 +120,7 @@ def train_first_stage(
     *,
     network: str | nn.Module | Callable,
     verbose: int = 0,
+    checkpoint: Checkpoint | None = None,
 ) -> tuple[Weights, History]:
     """Train the stage; a plain function of its arguments, so that joblib.Memory can keep its result.
 
@@ -130,6 +135,7 @@ def train_first_stage(
     data = TrainingData(as_tensor(X, torch.device(device)), y, train, validation)
     with randomness_of(network, seed):
         run = stage(start, data, settings, seed=seed, verbose=verbose)
+        run.checkpoint = checkpoint
         history = run.run()
     weights = {name: value.cpu().numpy() for name, value in start.state_dict().items()}
     if run.interrupted:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from hqsearch.embedding.checkpoints import Checkpoint
 from hqsearch.embedding.first_stage import fit_first_stage
 from hqsearch.embedding.inference import as_tensor, embed, level_scores
 from hqsearch.embedding.networks import StageNetwork, new_head
@@ -102,6 +103,7 @@ class EmbeddingModel:
         seed: int,
         memory: Any,
         verbose: int = 0,
+        checkpoint: Checkpoint | None = None,
     ) -> tuple[list[dict[str, Any]], bool]:
         """Train the embedding; with a joblib.Memory, only where it was not trained before.
 
@@ -125,6 +127,8 @@ class EmbeddingModel:
             Cache of trained weights.
         verbose : int, default=0
             0 prints nothing, 1 a line an epoch.
+        checkpoint : Checkpoint or None, default=None
+            Where the stage goes on from, and leaves how far it came.
 
         Returns
         -------
@@ -147,6 +151,7 @@ class EmbeddingModel:
             device=resolve_device(self.device),
             memory=memory,
             verbose=verbose,
+            checkpoint=checkpoint,
         )
         return history, interrupted
 
@@ -161,6 +166,7 @@ class EmbeddingModel:
         seed: int,
         problem: CodeProblem,
         verbose: int = 0,
+        checkpoint: Checkpoint | None = None,
     ) -> list[dict[str, Any]]:
         """Train the level scores, starting from the metric stage's trunk.
 
@@ -186,6 +192,7 @@ class EmbeddingModel:
         with randomness_of(self._network, seed):
             kind = ProxyHashStage if self.loss == "proxy" else HashStage
             stage = kind(self.hash_network, data, settings, problem=problem, seed=seed, verbose=verbose)
+            stage.checkpoint = checkpoint
             return stage.run()
 
     def embed(self, X: np.ndarray) -> np.ndarray:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hqsearch.embedding.checkpoints import StageState
 from hqsearch.embedding.inference import INFERENCE_BATCH, split_levels
 from hqsearch.embedding.losses import class_cross_entropy, code_cross_entropy
 from hqsearch.embedding.training import HashStage, MetricStage
@@ -42,6 +43,16 @@ class ProxyMetricStage(MetricStage):
         rate = self.settings.learning_rate * PROXY_RATE_RATIO
         return [*super()._parameter_groups(), {"params": [self._proxies], "lr": rate, "weight_decay": 0.0}]
 
+    def _state_to_save(self) -> StageState:
+        state = super()._state_to_save()
+        state.add("proxies", {"proxies": self._proxies})
+        return state
+
+    def _load_state(self, state: StageState) -> None:
+        super()._load_state(state)
+        with torch.no_grad():
+            self._proxies.copy_(state.group("proxies")["proxies"])
+
     def _loss(self, outputs: Tensor, classes: Tensor) -> Tensor:
         unit = nn.functional.normalize(outputs, dim=-1)
         cosines = unit @ nn.functional.normalize(self._proxies, dim=-1).T
@@ -63,6 +74,17 @@ class ProxyHashStage(HashStage):
         with torch.no_grad():
             self._averages = self._split(self.network.head(means)).contiguous()
         self._codes = self._solve(self._averages)
+
+    def _state_to_save(self) -> StageState:
+        state = super()._state_to_save()
+        state.add("classes", {"averages": self._averages, "codes": self._codes})
+        return state
+
+    def _load_state(self, state: StageState) -> None:
+        super()._load_state(state)
+        classes = state.group("classes")
+        self._averages.copy_(classes["averages"])
+        self._codes.copy_(classes["codes"])
 
     @torch.no_grad()
     def _class_means(self) -> tuple[Tensor, Tensor]:

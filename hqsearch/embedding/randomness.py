@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import Tensor
 
 
 @contextmanager
@@ -28,3 +29,40 @@ def randomness_of(network: Any, seed: int) -> Iterator[None]:
     with torch.random.fork_rng(devices=list(range(torch.cuda.device_count()))):
         torch.random.manual_seed(seed)
         yield
+
+
+def get_random_states(network: Any) -> dict[str, Tensor]:
+    """Global states that a module of the user's draws from inside `randomness_of`; a built-in trunk has none.
+
+    Parameters
+    ----------
+    network : str, nn.Module or callable
+        As the encoder's parameter.
+
+    Returns
+    -------
+    dict of str to Tensor
+        By device, bytes on the CPU.
+    """
+    if isinstance(network, str):
+        return {}
+    cuda = {f"cuda:{i}": torch.cuda.get_rng_state(i) for i in range(torch.cuda.device_count())}
+    return {"cpu": torch.random.get_rng_state(), **cuda}
+
+
+def set_random_states(network: Any, states: dict[str, Tensor]) -> None:
+    """Go on from what `get_random_states` gave; to be called inside `randomness_of`.
+
+    Parameters
+    ----------
+    network : str, nn.Module or callable
+        As the encoder's parameter.
+    states : dict of str to Tensor
+        By device; a device that is not there any more is left out.
+    """
+    if isinstance(network, str):
+        return
+    torch.random.set_rng_state(states["cpu"])
+    for i in range(torch.cuda.device_count()):
+        if f"cuda:{i}" in states:
+            torch.cuda.set_rng_state(states[f"cuda:{i}"], i)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from hqsearch.embedding.batches import ClassBalancedBatches
+from hqsearch.embedding.checkpoints import Checkpoint, StageState, fill_network, network_tensors
 from hqsearch.embedding.networks import Dropout, StageNetwork
 from hqsearch.embedding.progress import report_epoch
 
@@ -79,6 +80,8 @@ class Stage(ABC):
 
     name: str
     n_warmup_steps = 10
+    # Set before `run` where there is one; not a parameter, so that no subclass has to hand it on.
+    checkpoint: Checkpoint | None = None
 
     def __init__(
         self,
@@ -96,10 +99,15 @@ class Stage(ABC):
         self.verbose = verbose
 
     def run(self) -> list[dict[str, Any]]:
-        """Train `network` in place, leave it at its best epoch and in eval mode; return the history."""
+        """Train `network` in place, leave it at its best epoch and in eval mode; return the history.
+
+        With a checkpoint that an earlier run left, go on from there.
+        """
         self._initialize()
+        finished = self.checkpoint is not None and self.checkpoint.resume(self._resume)
         try:
-            self._fit_loop()
+            if not finished:
+                self._fit_loop()
         except KeyboardInterrupt:
             self.interrupted = True
             warnings.warn(
@@ -110,6 +118,8 @@ class Stage(ABC):
             )
         if self._best_state is not None:
             self.network.load_state_dict(self._best_state)
+        if self.checkpoint is not None and not finished and not self.interrupted:
+            self.checkpoint.write(self._finished_state, finished=True)
         self._lend_generator(None)
         self.network.eval()
         return self.history
@@ -120,6 +130,7 @@ class Stage(ABC):
         self.history: list[dict[str, Any]] = []
         self._best_state: dict[str, Tensor] | None = None
         self._best = -math.inf
+        self._validations_without_gain = 0
         self._batches = ClassBalancedBatches(
             data.y[data.train],
             classes_per_batch=settings.classes_per_batch,
@@ -133,7 +144,8 @@ class Stage(ABC):
         self._schedule = torch.optim.lr_scheduler.LambdaLR(
             self._optimizer, lambda step: _warmup_and_cosine(step, n_steps, self.n_warmup_steps)
         )
-        self._lend_generator(torch.Generator(data.X.device).manual_seed(self.seed))
+        self._generator = torch.Generator(data.X.device).manual_seed(self.seed)
+        self._lend_generator(self._generator)
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
         """List what the optimiser trains, with rates and weight decay."""
@@ -147,8 +159,7 @@ class Stage(ABC):
     def _fit_loop(self) -> None:
         # Validating costs a forward pass over everything, so long runs do it ten times, not every epoch.
         every = max(1, self.settings.epochs // 10)
-        validations_without_gain = 0
-        for epoch in range(1, self.settings.epochs + 1):
+        for epoch in range(len(self.history) + 1, self.settings.epochs + 1):
             started = time.perf_counter()
             record: dict[str, Any] = {"stage": self.name, "epoch": epoch, **self._run_epoch()}
             last = epoch == self.settings.epochs
@@ -157,17 +168,79 @@ class Stage(ABC):
                 record |= self._validate()
                 # Of equal epochs the later one has trained longer on the same evidence.
                 if record["criterion"] >= self._best:
-                    validations_without_gain = 0
+                    self._validations_without_gain = 0
                     self._best = record["criterion"]
                     self._best_state = copy.deepcopy(self.network.state_dict())
                 else:
-                    validations_without_gain += 1
+                    self._validations_without_gain += 1
             record["seconds"] = time.perf_counter() - started
             self.history.append(record)
             if self.verbose:
                 report_epoch(record, self.settings.epochs)
-            if self.settings.patience is not None and validations_without_gain >= self.settings.patience:
+            patience = self.settings.patience
+            if patience is not None and self._validations_without_gain >= patience:
                 break
+            if self.checkpoint is not None and not last:
+                self.checkpoint.write(self._state_to_save)
+
+    def _state_to_save(self) -> StageState:
+        """All that the epochs to come depend on.
+
+        A stage that learns more than its network overrides this and `_load_state`, and calls both here.
+        """
+        state = StageState()
+        state.add("network", network_tensors(self.network))
+        state.add("best", self._best_state or {})
+        # Adam's averages and count of each parameter.
+        for i, averages in self._optimizer.state_dict()["state"].items():
+            state.add(f"optimizer/{i}", averages)
+        state.add("generator", {"state": self._generator.get_state()})
+        arrays, generator = self._batches.get_state()
+        state.add("batches", arrays)
+        state.values = {
+            "history": self.history,
+            "best": self._best,
+            "validations_without_gain": self._validations_without_gain,
+            "rates": [group["lr"] for group in self._optimizer.param_groups],
+            "schedule": self._schedule.state_dict(),
+            "batches": generator,
+        }
+        return state
+
+    def _load_state(self, state: StageState) -> None:
+        """Put all that `_state_to_save` gave where `_initialize` put the beginning."""
+        values = state.values
+        fill_network(self.network, state.group("network"))
+        self._best_state = state.group("best") or None
+        optimizer = self._optimizer.state_dict()
+        optimizer["state"] = {
+            i: averages
+            for i in range(sum(len(group["params"]) for group in optimizer["param_groups"]))
+            if (averages := state.group(f"optimizer/{i}"))
+        }
+        for group, rate in zip(optimizer["param_groups"], values["rates"], strict=True):
+            group["lr"] = rate
+        self._optimizer.load_state_dict(optimizer)
+        self._schedule.load_state_dict(values["schedule"])
+        self._generator.set_state(state.group("generator")["state"])
+        arrays = {name: value.numpy() for name, value in state.group("batches").items()}
+        self._batches.set_state(arrays, values["batches"])
+        self.history = values["history"]
+        self._best = values["best"]
+        self._validations_without_gain = values["validations_without_gain"]
+
+    def _finished_state(self) -> StageState:
+        """Keep what is left of a stage at its end: the network and its history."""
+        state = StageState(values={"history": self.history})
+        state.add("network", network_tensors(self.network))
+        return state
+
+    def _resume(self, state: StageState, finished: bool) -> None:
+        if finished:
+            fill_network(self.network, state.group("network"))
+            self.history = state.values["history"]
+        else:
+            self._load_state(state)
 
     def _run_epoch(self) -> dict[str, float]:
         self.network.train()

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from hqsearch.persistence.folder import flush_file, flush_folder, write_bytes
+from hqsearch.durable_files import flush_file, flush_folder
+from hqsearch.persistence.folder import write_bytes
 
 WEIGHTS = "weights.safetensors"
 

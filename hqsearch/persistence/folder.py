@@ -14,9 +14,11 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
+
+from hqsearch.durable_files import flush_file, flush_folder, locked_folder
 
 T = TypeVar("T")
 
@@ -52,7 +54,8 @@ def write_folder(
     _check_target(path)
     is_new = not path.exists()
     path.mkdir(parents=True, exist_ok=True)
-    with _locked(path):
+    # One writer at a time: each removes the data folders that are not its own.
+    with locked_folder(path):
         data = path / f"data-{secrets.token_hex(8)}"
         try:
             data.mkdir()
@@ -152,22 +155,6 @@ def write_bytes(path: Path, data: bytes) -> dict[str, Any]:
     return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
-def flush_file(file: Any) -> None:
-    """Have a file's bytes on the disk before anything that follows."""
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def flush_folder(path: Path) -> None:
-    """Have a folder's entries on the disk, where the system lets a folder be opened."""
-    if os.name == "posix":
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
 def _check_target(path: Path) -> None:
     if path.exists() and not path.is_dir():
         raise ValueError(f"Expected {path} to be a folder or not to exist, but it is a file.")
@@ -184,27 +171,6 @@ def _check_target(path: Path) -> None:
         f"Expected {path} to be a folder that save wrote, an empty one or none, but it holds "
         f"{min(entry.name for entry in path.iterdir())}."
     )
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Let one writer in at a time: each removes the data folders that are not its own.
-
-    The lock goes when the process does. Systems without it must not save to one folder twice at once.
-    """
-    try:
-        import fcntl
-    except ImportError:
-        yield
-        return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        # Some network file systems have no locks.
-        with contextlib.suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _dump(manifest: dict[str, Any]) -> bytes:

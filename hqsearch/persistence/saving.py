@@ -180,6 +180,8 @@ def _encode_parameter(name: str, value: Any, learned: dict[str, Any], writer: Da
     if name == "memory" and hasattr(value, "cache"):
         # The place is what matters of a cache; making a Memory makes its folder, which loading should not.
         value = getattr(value, "location", value)
+    if name == "checkpoint_dir" and isinstance(value, os.PathLike):
+        value = os.fspath(value)
     return encode(value, f"parameter {name}", writer)
 
 
