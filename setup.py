@@ -9,7 +9,15 @@ ROOT = Path(__file__).parent
 EXTRAS = {
     "plot": ["matplotlib>=3.8"],
     "faiss": ["faiss-cpu>=1.8"],
-    "bench": ["matplotlib>=3.8", "ortools>=9.10", "faiss-cpu>=1.8", "hnswlib>=0.8", "pynndescent>=0.5.13"],
+    "letters": ["rdata>=0.11"],
+    "bench": [
+        "matplotlib>=3.8",
+        "ortools>=9.10",
+        "faiss-cpu>=1.8",
+        "hnswlib>=0.8",
+        "pynndescent>=0.5.13",
+        "rdata>=0.11",
+    ],
     "docs": ["matplotlib>=3.8"],
     "tests": [
         "matplotlib>=3.8",
@@ -19,6 +27,7 @@ EXTRAS = {
         "pandas>=2.0",
         "pytest>=8.2",
         "pytest-xdist>=3.6",
+        "rdata>=0.11",
         "ruff>=0.5",
         "setuptools>=69",
     ],

@@ -9,11 +9,11 @@ import numpy as np
 from sklearn.utils import Bunch
 
 
-def image_bunch(
+def split_bunch(
     train: list[tuple[np.ndarray, np.ndarray]],
     test: list[tuple[np.ndarray, np.ndarray]],
     *,
-    shape: tuple[int, int, int],
+    shape: tuple[int, ...],
     target_names: Any,
     description: str,
     return_split: bool,
@@ -23,11 +23,11 @@ def image_bunch(
 
     Parameters
     ----------
-    train, test : list of (images, labels)
+    train, test : list of (items, labels)
         Parts: uint8 arrays that can be reshaped to (n, *shape), and class indices of shape (n,). The lists
         are emptied, so that large parts need not be in memory twice.
     shape : tuple of int
-        Channels, height and width of an image.
+        Of one item: channels, height and width of an image, or the number of features.
     target_names : array-like of str
         Names of the classes.
     description : str
@@ -40,10 +40,10 @@ def image_bunch(
     Returns
     -------
     Bunch
-        With `data`, uint8 of shape (n_samples, channels, height, width); `target`, int64 of shape
-        (n_samples,); their parts `data_train`, `target_train`, `data_test`, `target_test`, which are views;
-        `target_names`, an array of str; `DESCR`. With `return_split=True` the tuple (data_train, data_test,
-        target_train, target_test) in the order of `sklearn.model_selection.train_test_split`.
+        With `data`, uint8 of shape (n_samples, *shape); `target`, int64 of shape (n_samples,); their parts
+        `data_train`, `target_train`, `data_test`, `target_test`, which are views; `target_names`, an array of
+        str; `DESCR`. With `return_split=True` the tuple (data_train, data_test, target_train, target_test) in
+        the order of `sklearn.model_selection.train_test_split`.
     """
     n_train = sum(len(labels) for _, labels in train)
     target = np.concatenate([labels for _, labels in train + test]).astype(np.int64)
@@ -51,10 +51,10 @@ def image_bunch(
     start = 0
     for parts in (train, test):
         while parts:
-            images, labels = parts.pop(0)
-            data[start : start + len(labels)] = images.reshape(-1, *shape)
+            items, labels = parts.pop(0)
+            data[start : start + len(labels)] = items.reshape(-1, *shape)
             start += len(labels)
-            del images
+            del items
     split = data[:n_train], data[n_train:], target[:n_train], target[n_train:]
     if return_split:
         return split

@@ -11,7 +11,7 @@ from typing import Any
 
 from sklearn.utils import Bunch
 
-from hqsearch.datasets.bunch import check_part, image_bunch, missing_file
+from hqsearch.datasets.bunch import check_part, missing_file, split_bunch
 from hqsearch.datasets.restricted_pickle import read_pickled_dict
 
 FOLDER = "cifar-100-python"
@@ -73,7 +73,7 @@ def fetch_cifar100(data_home: str | os.PathLike, *, return_split: bool = False) 
     if not isinstance(names, list) or len(names) != N_CLASSES:
         raise ValueError(f"{meta_path} is foreign: expected fine_label_names, a list of {N_CLASSES} names.")
     train, test = (_part(*_read(home, name)) for name in ("train", "test"))
-    return image_bunch(
+    return split_bunch(
         [train],
         [test],
         shape=(3, 32, 32),

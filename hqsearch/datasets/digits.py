@@ -6,7 +6,7 @@ import numpy as np
 from sklearn import datasets
 from sklearn.utils import Bunch
 
-from hqsearch.datasets.bunch import image_bunch
+from hqsearch.datasets.bunch import split_bunch
 
 N_TEST = 500
 
@@ -44,7 +44,7 @@ def load_digits(*, return_split: bool = False) -> Bunch | tuple:
     """
     digits = datasets.load_digits()
     images = digits.images.astype(np.uint8)
-    return image_bunch(
+    return split_bunch(
         [(images[:-N_TEST], digits.target[:-N_TEST])],
         [(images[-N_TEST:], digits.target[-N_TEST:])],
         shape=(1, 8, 8),

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from sklearn.utils import Bunch
 
-from hqsearch.datasets.bunch import check_part, image_bunch, missing_file
+from hqsearch.datasets.bunch import check_part, missing_file, split_bunch
 
 # Where Debian's package dataset-fashion-mnist puts its files.
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
@@ -72,7 +72,7 @@ def load_fashion_mnist(
     """
     home = DEBIAN_FOLDER if data_home is None else Path(data_home).expanduser()
     train, test = (_read_part(home, prefix) for prefix in ("train", "t10k"))
-    return image_bunch(
+    return split_bunch(
         [train],
         [test],
         shape=(1, 28, 28),

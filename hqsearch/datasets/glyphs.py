@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from sklearn.utils import Bunch
 
-from hqsearch.datasets.bunch import check_part, image_bunch, missing_file
+from hqsearch.datasets.bunch import check_part, missing_file, split_bunch
 
 ARRAYS = ("X", "y", "family", "is_test", "classes")
 
@@ -69,7 +69,7 @@ def load_glyph100(path: str | os.PathLike, *, return_split: bool = False) -> Bun
     X, y = check_part(path, X, y, n_pixels=32 * 32, n_classes=len(classes))
     if is_test.shape != y.shape or is_test.dtype != np.bool_ or family.shape != y.shape:
         raise ValueError(f"{path} is foreign: expected family and a bool is_test of shape {y.shape}.")
-    return image_bunch(
+    return split_bunch(
         [(X[~is_test], y[~is_test])],
         [(X[is_test], y[is_test])],
         shape=(1, 32, 32),

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from sklearn.utils import Bunch
 
-from hqsearch.datasets.bunch import check_part, image_bunch, missing_file
+from hqsearch.datasets.bunch import check_part, missing_file, split_bunch
 from hqsearch.datasets.restricted_pickle import read_pickled_dict
 
 TRAIN_FILES = tuple(f"train_data_batch_{i}" for i in range(1, 11))
@@ -65,7 +65,7 @@ def fetch_imagenet32(data_home: str | os.PathLike, *, return_split: bool = False
     for name in (*TRAIN_FILES, TEST_FILE):
         if not (home / name).is_file():
             raise missing_file(home / name, SOURCE)
-    return image_bunch(
+    return split_bunch(
         [_read_part(home / name) for name in TRAIN_FILES],
         [_read_part(home / TEST_FILE)],
         shape=(3, 32, 32),
