@@ -146,7 +146,7 @@ def test_an_unfitted_baseline_of_an_index_comes_back_with_its_encoder_unfitted(t
 
 
 def test_a_default_encoder_comes_back_fitted_though_the_parameter_is_none(train, digits, tmp_path):
-    # An encoder of 30 epochs, but of the class that the default makes.
+    # What encoder=None leaves behind, without waiting for the epochs of the default encoder.
     baseline = ThresholdHashEncoder(small_encoder()).fit(*train)
     baseline.encoder = None
     baseline.save(tmp_path)
