@@ -1,0 +1,197 @@
+"""The papers' experiments: learned codes against exhaustive search and everything a sceptic would ask for.
+
+``python benchmarks/paper.py --dataset digits --loss npairs`` trains every system over three seeds and writes
+``benchmarks/results/paper-digits-npairs.{json,md,png}``. What is done is kept below ``--work``, so a run that
+was cut off goes on where it was. ``--validation-only`` measures on held-out training items: the only place to
+choose anything on. ``--smallest`` is a smoke run.
+
+Two protocols: *closed*, the papers' one, where queries are test items of the training
+classes; and *unseen*, where the first 70 % of the classes are trained on, and gallery and queries are of the
+others. Each is searched test->train (the gallery is the training part) and test->test (the other queries).
+SUF counts distances; every precision@k is a search of its own. Microseconds are wall-clock, networks
+included, in batches.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import tempfile
+import time
+from pathlib import Path
+
+import paper_data
+import paper_report
+from paper_presets import PRESETS
+from paper_systems import Systems
+
+RESULTS = Path(__file__).parent / "results"
+PACKAGES = ("hqsearch", "numpy", "scikit-learn", "torch", "numba", "faiss-cpu", "hnswlib")
+
+
+def parse_arguments():
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--dataset", choices=paper_data.NAMES, default="digits")
+    parser.add_argument("--loss", choices=("npairs", "triplet", "proxy"), default="npairs")
+    parser.add_argument("--preset", choices=sorted(PRESETS), default="default")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="an encoder parameter"
+    )
+    parser.add_argument("--epochs", type=int, nargs=2, metavar=("METRIC", "HASH"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--sparsities", type=int, nargs="+", default=[1, 2, 3, 4])
+    parser.add_argument("--protocols", nargs="+", choices=paper_data.PROTOCOLS, default=paper_data.PROTOCOLS)
+    parser.add_argument("--data-home", type=Path, help="folder or file of the data set")
+    parser.add_argument("--limit", type=int, help="at most this many training items, stratified")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--validation-only", action="store_true")
+    parser.add_argument("--work", type=Path, default=Path(".paper"), help="what a later run goes on from")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--smallest", action="store_true", help="a smoke run of digits")
+    return parser.parse_args()
+
+
+def value_of(text):
+    """Read a --set value: a number, a list, null, or a string."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+def encoder_parameters(arguments):
+    """Make the encoder's parameters, those by sparsity, and the control's."""
+    preset, by_sparsity = PRESETS[arguments.preset]
+    parameters = {"loss": arguments.loss, **preset, "device": arguments.device}
+    if parameters["loss"] != arguments.loss:
+        raise SystemExit(f"--preset {arguments.preset} is of --loss {parameters['loss']}")
+    if arguments.epochs:
+        parameters["metric_epochs"], parameters["hash_epochs"] = arguments.epochs
+    parameters |= {name: value_of(value) for name, _, value in (s.partition("=") for s in arguments.set)}
+    shared = ("network", "classes_per_batch", "batch_size", "device", "validation_fraction")
+    control = {name: parameters[name] for name in shared if name in parameters}
+    # The control gets the epochs of both stages, and is not the weaker for having one.
+    control["epochs"] = parameters.get("metric_epochs", 30) + parameters.get("hash_epochs", 30)
+    return parameters, by_sparsity, control
+
+
+class Records:
+    """Finished groups of records, a JSON line each, in the folder that a later run goes on from."""
+
+    def __init__(self, folder, settings):
+        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+        self.folder = folder / digest
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.path = self.folder / "records.jsonl"
+        self.groups = {}
+        if self.path.exists():
+            for line in self.path.read_text().splitlines():
+                try:
+                    group = json.loads(line)
+                except json.JSONDecodeError:
+                    # Cut off while it was written: it is done again.
+                    continue
+                self.groups[tuple(group["key"])] = group["records"]
+
+    def add(self, key, records):
+        """Keep a group."""
+        self.groups[key] = records
+        with self.path.open("a") as file:
+            file.write(json.dumps({"key": key, "records": records}) + "\n")
+
+
+class CodesBySparsity(Systems):
+    """Systems whose encoder has further parameters for each sparsity, as the papers' settings do."""
+
+    by_sparsity: dict = {}  # noqa: RUF012
+
+    def codes(self, system, sparsity, **more):
+        """Learned codes of one sparsity."""
+        return super().codes(system, sparsity, **self.by_sparsity.get(sparsity, {}), **more)
+
+
+def run(arguments):
+    """Train and search what is not done yet, then write the results."""
+    parameters, by_sparsity, control = encoder_parameters(arguments)
+    settings = {
+        "dataset": arguments.dataset, "loss": arguments.loss, "preset": arguments.preset,
+        "parameters": parameters, "by_sparsity": by_sparsity, "control": control,
+        "sparsities": arguments.sparsities, "limit": arguments.limit,
+        "validation_only": arguments.validation_only,
+    }  # fmt: skip
+    kept = Records(arguments.work, settings)
+    data = paper_data.load(arguments.dataset, arguments.data_home)
+    X_train, X_test, y_train, y_test = data
+    data = (*paper_data.limited(X_train, y_train, arguments.limit), X_test, y_test)
+    data = (data[0], data[2], data[1], data[3])
+    tasks = {
+        p: paper_data.make_task(data, p, validation_only=arguments.validation_only)
+        for p in arguments.protocols
+    }
+    n_classes = {name: len(set(task.gallery_y.tolist())) for name, task in tasks.items()}
+    for seed in arguments.seeds:
+        for protocol, task in tasks.items():
+            cached = {**parameters, "memory": str(kept.folder / "metric")}
+            systems = CodesBySparsity(task, seed, cached, control, arguments.sparsities)
+            systems.by_sparsity = by_sparsity
+            for name, measure in systems.groups():
+                key = (protocol, seed, name)
+                if key not in kept.groups:
+                    started = time.perf_counter()
+                    kept.add(key, [{"protocol": protocol, "seed": seed, **record} for record in measure()])
+                    print(
+                        f"{protocol}, seed {seed}, {name}: {time.perf_counter() - started:.0f} s", flush=True
+                    )
+    wanted = [
+        record
+        for (protocol, seed, _), records in kept.groups.items()
+        if protocol in tasks and seed in arguments.seeds
+        for record in records
+    ]
+    result = {
+        "settings": settings,
+        "seeds": arguments.seeds,
+        "n_items": {name: [len(t.y), len(t.gallery_y), len(t.query_y)] for name, t in tasks.items()},
+        "n_classes": n_classes,
+        "machine": {
+            "processor": platform.machine(),
+            "cores": os.cpu_count(),
+            "python": platform.python_version(),
+        },
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "records": wanted,
+    }
+    stem = f"paper-{arguments.dataset}-{arguments.loss}"
+    if arguments.preset != "default":
+        stem += f"-{arguments.preset}"
+    if arguments.validation_only:
+        stem += "-validation"
+    arguments.results.mkdir(parents=True, exist_ok=True)
+    paper_report.write(result, arguments.results / stem)
+
+
+def main():
+    """Run from the command line."""
+    arguments = parse_arguments()
+    if not arguments.smallest:
+        run(arguments)
+        return
+    arguments.dataset, arguments.seeds, arguments.sparsities = "digits", [0], [1, 2]
+    arguments.epochs, arguments.limit = (2, 2), 400
+    with tempfile.TemporaryDirectory() as folder:
+        arguments.work, arguments.results = Path(folder), Path(folder)
+        run(arguments)
+        # Again: everything is there, so nothing may be trained.
+        started = time.perf_counter()
+        run(arguments)
+        print(f"resumed in {time.perf_counter() - started:.1f} s")
+        print(next(Path(folder).glob("*.md")).read_text())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,222 @@
+"""The papers' experiments as JSON, Markdown tables laid out like the papers', and a picture."""
+
+from __future__ import annotations
+
+import json
+
+import matplotlib as mpl
+import numpy as np
+
+mpl.use("Agg")
+import matplotlib.pyplot as plt
+from search_report import table
+
+KS = (1, 4, 16)
+
+
+def collect(result):
+    """Sort records by (protocol, direction, system, s): a list over the seeds each."""
+    found = {}
+    for r in result["records"]:
+        found.setdefault((r["protocol"], r["direction"], r["system"], r["s"]), []).append(r)
+    return found
+
+
+def mean(records, name):
+    """Mean over the seeds."""
+    return float(np.mean([r[name] for r in records]))
+
+
+def spread(records, name):
+    """Farthest seed from the mean."""
+    values = np.array([r[name] for r in records])
+    return float(np.abs(values - values.mean()).max())
+
+
+def cell(records, name):
+    """Mean ± farthest seed, precisions in per cent."""
+    scale, digits = (100, 2) if name[0] in "PR" else (1, 3 if name == "NMI" else 1)
+    return f"{scale * mean(records, name):.{digits}f} ± {scale * spread(records, name):.{digits}f}"
+
+
+def precision_tables(result, found):
+    """One table for each protocol and direction."""
+    lines = []
+    names = ("SUF@1", "SUF@16", "P@1", "P@4", "P@16", "R@16", "NMI", "us")
+    for protocol, direction in dict.fromkeys(key[:2] for key in found):
+        n_train, n_gallery, n_query = result["n_items"][protocol]
+        n_gallery = n_query if direction == "test->test" else n_gallery
+        lines += ["", f"## {protocol}, {direction}", ""]
+        lines += [
+            f"{n_train:,} training items; {n_query:,} queries against {n_gallery:,} items of "
+            f"{result['n_classes'][protocol]} classes."
+        ]
+        rows = []
+        for key, records in found.items():
+            if key[:2] != (protocol, direction) or "P@1" not in records[0]:
+                continue
+            s = "" if key[3] is None else key[3]
+            rows.append((key[2], s, *(cell(records, n) if n in records[0] else "–" for n in names)))
+        rows.sort(key=lambda row: (row[0] != "exhaustive", row[0] != "hqsearch"))
+        header = ("system", "s", *names[:-2], "NMI", "µs a query")
+        lines += table(header, rows)
+        lines += curve_table(found, protocol, direction)
+    return lines
+
+
+def curves(found, protocol, direction, k):
+    """Mean curve of each system: name to (SUF, precision), along the points that all seeds have."""
+    out = {}
+    for (p, d, system, _), records in found.items():
+        if (
+            (p, d) != (protocol, direction)
+            or "curve" not in records[0]
+            or f"SUF@{k}" not in records[0]["curve"][0]
+        ):
+            continue
+        n = min(len(r["curve"]) for r in records)
+        points = np.array([[(c[f"SUF@{k}"], c[f"P@{k}"]) for c in r["curve"][:n]] for r in records]).mean(0)
+        out[system] = points[:, 0], points[:, 1]
+    return out
+
+
+def curve_table(found, protocol, direction):
+    """Precision@1 / @16 along the number of probed leaves or lists."""
+    ones, sixteens = (curves(found, protocol, direction, k) for k in (1, 16))
+    rows = []
+    for name, (suf, p1) in ones.items():
+        p16 = sixteens[name][1]
+        rows.append(
+            (
+                name,
+                "; ".join(
+                    f"{a:.1f}: {100 * b:.1f} / {100 * c:.1f}" for a, b, c in zip(suf, p1, p16, strict=True)
+                ),
+            )
+        )
+    if not rows:
+        return []
+    return [
+        "",
+        "SUF: precision@1 / @16 for 1, 2, 4, ... probed leaves or lists:",
+        *table(("system", "curve"), rows),
+    ]
+
+
+def at(curve, suf):
+    """Precision of a curve at given speed-ups, linear in log SUF; NaN beyond its ends."""
+    order = np.argsort(curve[0])
+    x, y = np.log(np.asarray(curve[0])[order]), np.asarray(curve[1])[order]
+    return np.interp(np.log(suf), x, y, left=np.nan, right=np.nan)
+
+
+def verdicts(result, found):
+    """Rows of what is reached: goal, where, whether, by how much."""
+    for (protocol, direction), s in {(key[:2], key[3]): None for key in found if key[2] == "hqsearch"}:
+        ours = found[protocol, direction, "hqsearch", s]
+        exhaustive = found[protocol, direction, "exhaustive", None]
+        gaps = {k: mean(ours, f"P@{k}") - mean(exhaustive, f"P@{k}") for k in KS}
+        slack = {k: max(spread(ours, f"P@{k}"), spread(exhaustive, f"P@{k}")) for k in KS}
+        held = all(gaps[k] >= -slack[k] for k in KS)
+        text = ", ".join(f"{100 * gap:+.2f}" for gap in gaps.values())
+        yield (
+            "precision@1, 4, 16 of exhaustive search, within the seeds' spread",
+            f"{protocol}, {direction}, s = {s}",
+            held,
+            text,
+        )
+        if s == 1:
+            n_classes = result["n_classes"][protocol]
+            suf = mean(ours, "SUF@1")
+            yield (
+                f"SUF >= 0.8 x {n_classes} classes at s = 1",
+                f"{protocol}, {direction}",
+                suf >= 0.8 * n_classes,
+                f"{suf:.1f}",
+            )
+    for protocol, direction in dict.fromkeys(key[:2] for key in found):
+        group = {key[2:]: records for key, records in found.items() if key[:2] == (protocol, direction)}
+        if protocol == "closed":
+            control = group["softmax", 1]
+            ours = {s: records for (name, s), records in group.items() if name == "hqsearch"}
+            fast = [r for r in ours.values() if mean(r, "SUF@16") >= 0.99 * mean(control, "SUF@16")]
+            best = max(fast or list(ours.values()), key=lambda r: mean(r, "P@1"))
+            gaps = [mean(best, f"P@{k}") - mean(control, f"P@{k}") for k in KS]
+            ok = bool(fast) and min(gaps) >= -0.005
+            yield (
+                "within 0.5 points of the softmax control at its SUF",
+                f"closed, {direction}",
+                ok,
+                ", ".join(f"{100 * g:+.2f}" for g in gaps),
+            )
+        mine = {k: curves(found, protocol, direction, k) for k in (1, 16)}
+        for peer in ("softmax", "softmax, our embedding", "IVF-Flat"):
+            if protocol == "closed" or peer not in mine[1]:
+                continue
+            for k in (1, 16):
+                suf = np.geomspace(5, max(5.1, mine[k][peer][0].max()), 20)
+                ahead = at(mine[k]["hqsearch"], suf) - at(mine[k][peer], suf)
+                # Where the peer reaches and we do not, it is ahead.
+                missing = np.isnan(at(mine[k]["hqsearch"], suf)) & ~np.isnan(at(mine[k][peer], suf))
+                both = ahead[~np.isnan(ahead)]
+                ok = len(both) > 0 and not missing.any() and bool((both >= 0).all())
+                text = (
+                    "no SUF in common"
+                    if not len(both)
+                    else f"{100 * both.min():+.1f} to {100 * both.max():+.1f}"
+                )
+                if missing.any():
+                    text += f"; only the peer reaches SUF {suf[missing].max():.0f}"
+                yield f"precision@{k} curve above {peer} from SUF 5 up", f"unseen, {direction}", ok, text
+
+
+def write(result, stem):
+    """Write ``stem``.json, .md and .png."""
+    found = collect(result)
+    stem.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
+    s = result["settings"]
+    lines = [
+        f"# {s['dataset']}, loss {s['loss']}",
+        "",
+        f"`python benchmarks/paper.py` with preset {s['preset']}, parameters {json.dumps(s['parameters'])}; "
+        f"seeds {', '.join(map(str, result['seeds']))}; means ± the farthest seed."
+        + (" Held-out training items take the place of test items." if s["validation_only"] else ""),
+        f"Control: {json.dumps(s['control'])}. Machine: {json.dumps(result['machine'])}; versions: "
+        f"{json.dumps(result['versions'])}.",
+        "",
+        "## Reached or not",
+    ]
+    rows = [(g, where, "yes" if ok else "no", text) for g, where, ok, text in verdicts(result, found)]
+    lines += table(("goal", "where", "reached", "difference in points, or figure"), rows)
+    lines += precision_tables(result, found)
+    stem.with_suffix(".md").write_text("\n".join(lines) + "\n")
+    draw(result, found, stem.with_suffix(".png"))
+
+
+COLOURS = {
+    "hqsearch": "#d8432e",
+    "one level": "#e8a33d",
+    "softmax": "#3b6fb5",
+    "softmax, our embedding": "#7fb0e3",
+    "IVF-Flat": "#4d9a6a",
+}
+
+
+def draw(result, found, path):
+    """Precision against SUF, a panel for each protocol and k, test->train."""
+    protocols = list(result["n_items"])
+    figure, axes = plt.subplots(
+        len(protocols), 2, figsize=(10, 3.9 * len(protocols)), squeeze=False, layout="constrained"
+    )
+    for row, protocol in zip(axes, protocols, strict=True):
+        for ax, k in zip(row, (1, 16), strict=True):
+            for name, (suf, precision) in curves(found, protocol, "test->train", k).items():
+                ax.plot(suf, precision, marker="o", markersize=4, label=name, color=COLOURS.get(name))
+            exhaustive = mean(found[protocol, "test->train", "exhaustive", None], f"P@{k}")
+            ax.axhline(exhaustive, color="#666666", linestyle=":", label="exhaustive")
+            ax.set(xscale="log", xlabel="Search speed-up factor", ylabel=f"Precision@{k}", title=protocol)
+            ax.grid(alpha=0.25)
+            ax.spines[["top", "right"]].set_visible(False)
+    axes[0, 0].legend(frameon=False, fontsize=8)
+    figure.savefig(path, dpi=100)
+    plt.close(figure)

@@ -1,0 +1,285 @@
+"""Every system of the comparison on one task: trained, searched, measured."""
+
+from __future__ import annotations
+
+import copy
+import time
+
+import faiss
+import hnswlib
+import numpy as np
+from sklearn.base import BaseEstimator
+from sklearn.frozen import FrozenEstimator
+
+from hqsearch import HierarchicalHashEncoder
+from hqsearch.baselines import (
+    RandomHyperplaneHashEncoder,
+    SoftmaxHashEncoder,
+    ThresholdHashEncoder,
+    VectorQuantizationHashEncoder,
+)
+from hqsearch.metrics import bucket_nmi, precision_at_k, recall_at_k
+from hqsearch.search import LeafTable
+
+KS = (1, 4, 16)
+PROBES = (1, 2, 4, 8, 16, 32, 64, 128)
+EFS = (16, 32, 64, 128, 256)
+
+
+class Embedded(BaseEstimator):
+    """An encoder over items that are embedded already: baselines need not run the network again."""
+
+    def fit(self, X, y=None):
+        """Learn nothing."""
+        self.fitted_ = True
+        return self
+
+    def embed(self, X):
+        """Return X."""
+        return X
+
+
+class Places:
+    """Where a task's searches take place: directions, and each one's gallery and queries by their names."""
+
+    def __init__(self, task):
+        self.parts = {"gallery": task.gallery_X, "query": task.query_X}
+        self.labels = {"gallery": task.gallery_y, "query": task.query_y}
+        self.directions = {"test->train": "gallery", "test->test": "query"}
+
+    def apply(self, function):
+        """Apply a function to both parts; return the results, and the query part's microseconds an item."""
+        results = {}
+        for name, X in self.parts.items():
+            started = time.perf_counter()
+            results[name] = function(X)
+            seconds = time.perf_counter() - started
+        return results, 1e6 * seconds / len(self.parts["query"])
+
+
+def measure(y, labels, ks=KS):
+    """Precision and recall at each k from the neighbours' labels."""
+    return {f"P@{k}": precision_at_k(y, labels[:, :k]) for k in ks} | {
+        f"R@{k}": recall_at_k(y, labels[:, :k]) for k in ks
+    }
+
+
+def search_codes(system, sparsity, encoder, described, encode_us, places, *, curve=False):
+    """Search a table of codes in both directions.
+
+    Parameters
+    ----------
+    system : str
+        Name of the system.
+    sparsity : int
+        Codes of an item.
+    encoder : estimator
+        For the shape of its codes.
+    described : dict of str to tuple
+        Embedding, level scores and codes of each part.
+    encode_us : float
+        Microseconds of a query in the networks.
+    places : Places
+        Where to search.
+    curve : bool, default=False
+        Whether to search at several numbers of probes too.
+
+    Yields
+    ------
+    dict
+        One record for each direction.
+    """
+    for direction, base in places.directions.items():
+        vectors, _, codes = described[base]
+        table = LeafTable.build(
+            vectors, codes, branching_factor=encoder.branching_factor, n_levels=encoder.n_levels
+        )
+        own = np.arange(len(codes)) if base == "query" else None
+        y, base_y = places.labels["query"], places.labels[base]
+        record = {"system": system, "s": sparsity, "direction": direction}
+
+        def ask(k, n_probes=None, table=table, own=own):
+            return table.search(*described["query"], k, exclude=own, n_probes=n_probes)
+
+        for k in KS:
+            # A search of its own for each k: leaves are opened until k candidates are there.
+            started = time.perf_counter()
+            found = ask(k)
+            search_us = 1e6 * (time.perf_counter() - started) / len(y)
+            record |= {name: value for name, value in measure(y, base_y[found.positions], (k,)).items()}
+            record[f"SUF@{k}"] = found.stats.suf()
+        record |= {"us": encode_us + search_us, "NMI": bucket_nmi(codes, base_y)}
+        if curve:
+            record["curve"] = []
+            for n_probes in PROBES:
+                point = {"n_probes": n_probes}
+                for k in (1, 16):
+                    found = ask(k, n_probes)
+                    point |= {
+                        f"SUF@{k}": found.stats.suf(),
+                        f"P@{k}": precision_at_k(y, base_y[found.positions]),
+                    }
+                record["curve"].append(point)
+                if point["SUF@1"] < 1.5:
+                    break
+        yield record
+
+
+def _without_own(ids, own, k):
+    """First `k` ids of each row that are not the query itself."""
+    kept = ids != own[:, None]
+    order = np.argsort(~kept, axis=1, kind="stable")
+    return np.take_along_axis(ids, order, 1)[:, :k]
+
+
+def search_peers(system, vectors, encode_us, places, *, n_lists=None):
+    """Exhaustive search of an embedding, and with `n_lists` IVF-Flat over nprobe and HNSW over ef on it."""
+    for direction, base in places.directions.items():
+        gallery, queries = (np.ascontiguousarray(vectors[name], np.float32) for name in (base, "query"))
+        y, base_y = places.labels["query"], places.labels[base]
+        own = np.arange(len(y)) if base == "query" else np.full(len(y), -1)
+        n_asked = min(max(KS) + (base == "query"), len(gallery))
+        flat = faiss.IndexFlatL2(gallery.shape[1])
+        flat.add(gallery)
+        started = time.perf_counter()
+        ids = flat.search(queries, n_asked)[1]
+        us = encode_us + 1e6 * (time.perf_counter() - started) / len(y)
+        measured = measure(y, base_y[_without_own(ids, own, max(KS))])
+        suf = {f"SUF@{k}": 1.0 for k in KS}
+        yield {"system": system, "s": None, "direction": direction, "us": us, **measured, **suf}
+        if n_lists is None:
+            continue
+        quantizer = faiss.IndexFlatL2(gallery.shape[1])
+        # faiss asks for 39 items a list and warns below; few lists of few items are what is asked here.
+        ivf = faiss.IndexIVFFlat(quantizer, gallery.shape[1], int(n_lists))
+        ivf.cp.min_points_per_centroid = 1
+        ivf.train(gallery)
+        ivf.add(gallery)
+        sizes = np.array([ivf.invlists.list_size(i) for i in range(n_lists)])
+        curve = []
+        for nprobe in [p for p in PROBES if p <= n_lists]:
+            ivf.nprobe = nprobe
+            ids = _without_own(ivf.search(queries, n_asked)[1], own, max(KS))
+            lists = quantizer.search(queries, nprobe)[1]
+            own_list = base == "query"
+            candidates = sizes[lists].sum(1).mean() - own_list
+            # Where fewer than k are found the rest counts as wrong.
+            hit = (base_y[ids] == y[:, None]) & (ids >= 0)
+            point = {
+                "nprobe": nprobe,
+                "SUF with centroids": (len(gallery) - own_list) / (candidates + n_lists),
+            }
+            for k in (1, 16):
+                point |= {
+                    f"SUF@{k}": (len(gallery) - own_list) / candidates,
+                    f"P@{k}": float(hit[:, :k].mean()),
+                }
+            curve.append(point)
+        yield {"system": "IVF-Flat", "s": None, "direction": direction, "n_lists": n_lists, "curve": curve}
+        graph = hnswlib.Index("l2", gallery.shape[1])
+        graph.init_index(len(gallery), M=16, ef_construction=200, random_seed=0)
+        graph.set_num_threads(1)
+        graph.add_items(gallery)
+        curve = []
+        for ef in EFS:
+            graph.set_ef(ef)
+            started = time.perf_counter()
+            ids = graph.knn_query(queries, n_asked)[0].astype(np.int64)
+            us = encode_us + 1e6 * (time.perf_counter() - started) / len(y)
+            curve.append({"ef": ef, "us": us, **measure(y, base_y[_without_own(ids, own, max(KS))])})
+        yield {"system": "HNSW", "s": None, "direction": direction, "curve": curve}
+
+
+def with_sparsity(encoder, sparsity):
+    """Return a fitted encoder with codes of another sparsity from the same level scores."""
+    return copy.copy(encoder).set_params(sparsity=sparsity)
+
+
+class Systems:
+    """The systems of one task and seed, as named groups of records; whoever resumes skips groups.
+
+    Parameters
+    ----------
+    task : Task
+        What to train on and to search.
+    seed : int
+        Of all systems.
+    parameters : dict
+        Of `HierarchicalHashEncoder`; `memory` keeps the metric stage between groups.
+    control : dict
+        Of `SoftmaxHashEncoder`.
+    sparsities : sequence of int
+        Codes of an item.
+    """
+
+    def __init__(self, task, seed, parameters, control, sparsities):
+        self.task, self.seed, self.sparsities = task, seed, sparsities
+        self.parameters, self.control = parameters, control
+        self.places = Places(task)
+        self.n_classes = len(np.unique(task.y))
+
+    def groups(self):
+        """Name and function of each group."""
+        for s in self.sparsities:
+            yield f"codes s={s}", lambda s=s: self.codes("hqsearch", s)
+        yield "codes of one level", lambda: self.codes("one level", self.sparsities[0], n_levels=1)
+        yield "softmax", self.softmax
+        yield "baselines", self.baselines
+
+    def encoder(self, **more):
+        """Train an encoder; its metric stage comes from the cache where it was trained before."""
+        encoder = HierarchicalHashEncoder(random_state=self.seed, **(self.parameters | more))
+        return encoder.fit(self.task.X, self.task.y)
+
+    def codes(self, system, sparsity, **more):
+        """Learned codes of one sparsity."""
+        started = time.perf_counter()
+        encoder = self.encoder(sparsity=sparsity, **more)
+        fit_seconds = time.perf_counter() - started
+        described, us = self.places.apply(encoder.describe)
+        for record in search_codes(
+            system, sparsity, encoder, described, us, self.places, curve=sparsity == self.sparsities[0]
+        ):
+            yield record | {"fit_seconds": fit_seconds, "epochs": len(encoder.history_)}
+
+    def softmax(self):
+        """Search by the control: a plain classifier, ranked by its hidden layer, and by our embedding."""
+        control = SoftmaxHashEncoder(random_state=self.seed, **self.control).fit(self.task.X, self.task.y)
+        embedding, _ = self.places.apply(self.encoder(hash_epochs=0).embed)
+        described, us = self.places.apply(control.describe)
+        hidden = {name: parts[0] for name, parts in described.items()}
+        yield from search_peers("softmax, exhaustive", hidden, us, self.places)
+        for s in [s for s in self.sparsities if s <= self.n_classes]:
+            encoder = with_sparsity(control, s)
+            own = {name: (e, scores, encoder._codes(scores)) for name, (e, scores, _) in described.items()}
+            first = s == self.sparsities[0]
+            yield from search_codes("softmax", s, encoder, own, us, self.places, curve=first)
+            same = {name: (embedding[name], *parts[1:]) for name, parts in own.items()}
+            yield from search_codes("softmax, our embedding", s, encoder, same, us, self.places, curve=first)
+
+    def baselines(self):
+        """Exhaustive search, flat hashes and the usual indexes, all on the encoder's embedding."""
+        encoder = self.encoder(hash_epochs=0)
+        vectors, us = self.places.apply(encoder.embed)
+        yield from search_peers("exhaustive", vectors, us, self.places, n_lists=self.n_classes)
+        train = encoder.embed(self.task.X)
+        dim = train.shape[1]
+        n_leaves = encoder.branching_factor**encoder.n_levels
+        n_cells = min(n_leaves, len(train) // 4)
+        frozen = FrozenEstimator(Embedded().fit(train))
+        makers = {
+            "Th": ThresholdHashEncoder(frozen),
+            f"VQ, {dim} cells": VectorQuantizationHashEncoder(frozen, n_buckets=min(dim, len(train))),
+            f"VQ, {n_cells} cells": VectorQuantizationHashEncoder(frozen, n_buckets=n_cells),
+            "LSH": RandomHyperplaneHashEncoder(frozen),
+        }
+        embedded = Places(self.task)
+        embedded.parts = vectors
+        for name, maker in makers.items():
+            if "random_state" in maker.get_params():
+                maker.set_params(random_state=self.seed)
+            maker.fit(train)
+            for s in self.sparsities:
+                coder = with_sparsity(maker, s)
+                described, more_us = embedded.apply(coder.describe)
+                yield from search_codes(name, s, coder, described, us + more_us, embedded)
