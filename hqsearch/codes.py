@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -105,13 +106,34 @@ class CellScores:
     """
 
     def __init__(self, codes: np.ndarray, level_scores: np.ndarray):
-        cells, cell_of = np.unique(np.sort(codes, 1), axis=0, return_inverse=True)
-        counts = np.bincount(cell_of.ravel(), minlength=len(cells))
-        means = np.zeros((len(cells), *level_scores.shape[1:]), dtype=np.float32)
-        if len(codes):
-            order = np.argsort(cell_of.ravel(), kind="stable")
-            np.add.reduceat(level_scores[order], np.cumsum(counts) - counts, axis=0, out=means)
-            means /= counts[:, None, None].astype(np.float32)
+        self._set(*_cell_sums(codes, level_scores))
+
+    @classmethod
+    def from_blocks(cls, blocks: Iterable[tuple[np.ndarray, np.ndarray]]) -> CellScores:
+        """Make the means of items that come block by block; only the cells' sums and one block are held.
+
+        Parameters
+        ----------
+        blocks : iterable of (codes, level_scores)
+            At least one; arrays as the class takes them.
+
+        Returns
+        -------
+        CellScores
+            As of all items at once, up to rounding.
+        """
+        total: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
+        for codes, level_scores in blocks:
+            part = _cell_sums(codes, level_scores)
+            total = part if total is None else _merged(total, part)
+        if total is None:
+            raise ValueError("Expected at least one block of items.")
+        cells = cls.__new__(cls)
+        cells._set(*total)
+        return cells
+
+    def _set(self, cells: np.ndarray, counts: np.ndarray, sums: np.ndarray) -> None:
+        means = (sums / counts[:, None, None]).astype(np.float32)
         self._scores = means
         self._codes = _best_first(cells, means)
         self._n_cells = len(cells)
@@ -174,6 +196,34 @@ class CellScores:
     def __getstate__(self) -> dict[str, Any]:
         n = self._n_cells
         return {"_scores": self._scores[:n], "_codes": self._codes[:n], "_n_cells": n, "_row_of": None}
+
+
+def _cell_sums(codes: np.ndarray, level_scores: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Cells in ascending order, (n_cells, sparsity); their items' number, and sum of scores in float64."""
+    cells, cell_of = np.unique(np.sort(codes, 1), axis=0, return_inverse=True)
+    counts = np.bincount(cell_of.ravel(), minlength=len(cells))
+    sums = np.zeros((len(cells), *level_scores.shape[1:]))
+    if len(codes):
+        order = np.argsort(cell_of.ravel(), kind="stable")
+        np.add.reduceat(level_scores[order], np.cumsum(counts) - counts, axis=0, out=sums, dtype=np.float64)
+    return cells, counts, sums
+
+
+def _merged(
+    first: tuple[np.ndarray, np.ndarray, np.ndarray], second: tuple[np.ndarray, np.ndarray, np.ndarray]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Cells, counts and sums of both."""
+    both = np.concatenate([first[0], second[0]])
+    cells, rows = np.unique(both, axis=0, return_inverse=True)
+    rows = rows.ravel()
+    counts = np.zeros(len(cells), dtype=np.int64)
+    sums = np.zeros((len(cells), *first[2].shape[1:]))
+    n_first = len(first[0])
+    # Within either part no cell comes twice.
+    for part, at in ((first, rows[:n_first]), (second, rows[n_first:])):
+        counts[at] += part[1]
+        sums[at] += part[2]
+    return cells, counts, sums
 
 
 def _best_first(cells: np.ndarray, scores: np.ndarray) -> np.ndarray:

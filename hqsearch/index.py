@@ -13,6 +13,7 @@ import numpy as np
 import scipy.sparse as sp
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin, _fit_context, clone
 from sklearn.frozen import FrozenEstimator
+from sklearn.utils import _safe_indexing
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import (
     _num_samples,
@@ -29,8 +30,8 @@ from hqsearch.metrics import precision_at_k
 from hqsearch.persistence import SaveMixin, load_estimator
 from hqsearch.search import LeafTable, SearchStats
 
-# Fitted items are turned into queries this many at a time: their level scores are made only for that long.
-SELF_QUERY_BLOCK = 16384
+# Items are described, and turned into queries, this many at a time: level scores are kept only that long.
+ITEM_BLOCK = 16384
 
 
 class HierarchicalHashIndex(SaveMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
@@ -175,7 +176,7 @@ class HierarchicalHashIndex(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transfor
         validate_data(self, X, skip_check_array=True)
         labels = self._check_labels(X, y)
         self.encoder_ = self._check_protocol(self._fit_encoder(X, y))
-        embedding, level_scores, codes = self._describe(X)
+        embedding, codes, cell_scores = self._describe_items(X)
         table = LeafTable.build(
             embedding,
             codes,
@@ -184,7 +185,7 @@ class HierarchicalHashIndex(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transfor
             storage=self.storage,
         )
         parts = None if labels is None else (labels,)
-        self._items = FittedItems(table, CellScores(codes, level_scores), parts)
+        self._items = FittedItems(table, cell_scores, parts)
         self._state = IndexState()
         return self
 
@@ -226,6 +227,26 @@ class HierarchicalHashIndex(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transfor
         if hasattr(encoder, "describe"):
             return encoder.describe(X)
         return encoder.embed(X), encoder.level_scores(X), encoder.encode(X)
+
+    def _describe_items(self, X: Any) -> tuple[np.ndarray, np.ndarray, CellScores]:
+        """Embedding and codes of X, and the scores of its cells.
+
+        Level scores of a million items are gigabytes, so they are made for a block of items at a time.
+        """
+        n_items = _num_samples(X)
+        embeddings, codes = [], []
+
+        def describe_blocks() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+            for start in range(0, n_items, ITEM_BLOCK):
+                whole = n_items <= ITEM_BLOCK
+                block = X if whole else _safe_indexing(X, slice(start, start + ITEM_BLOCK))
+                embedding, level_scores, code = self._describe(block)
+                embeddings.append(embedding)
+                codes.append(code)
+                yield code, level_scores
+
+        cell_scores = CellScores.from_blocks(describe_blocks())
+        return np.concatenate(embeddings), np.concatenate(codes), cell_scores
 
     def kneighbors(
         self,
@@ -318,8 +339,8 @@ class HierarchicalHashIndex(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transfor
             return
         own, embedding = items.table.stored_vectors()
         codes = items.table.stored_codes()
-        for start in range(0, len(own), SELF_QUERY_BLOCK):
-            block = slice(start, start + SELF_QUERY_BLOCK)
+        for start in range(0, len(own), ITEM_BLOCK):
+            block = slice(start, start + ITEM_BLOCK)
             level_scores, ordered = items.cell_scores.of(codes[block])
             yield (embedding[block], level_scores, ordered), own[block]
 

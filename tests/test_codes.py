@@ -75,3 +75,15 @@ def test_cells_are_added_once_and_keep_their_scores():
     np.testing.assert_array_equal(np.sort(found_codes, 1), np.sort(codes, 1))
     back = pickle.loads(pickle.dumps(cells))
     np.testing.assert_array_equal(back.of(codes)[0], cells.of(codes)[0])
+
+
+def test_mean_scores_of_items_that_come_in_blocks_equal_those_of_all_at_once():
+    rng = np.random.default_rng(0)
+    codes = rng.permuted(np.tile(np.arange(6), (50, 1)), axis=1)[:, :2].astype(np.int64)
+    scores = rng.normal(size=(50, 1, 6)).astype(np.float32)
+    whole = CellScores(codes, scores)
+    for size in (1, 7, 50):
+        parts = [slice(start, start + size) for start in range(0, 50, size)]
+        blocks = CellScores.from_blocks((codes[part], scores[part]) for part in parts)
+        for found, expected in zip(blocks.of(codes), whole.of(codes), strict=True):
+            np.testing.assert_allclose(found, expected, rtol=1e-6)

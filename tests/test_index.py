@@ -4,6 +4,7 @@ import pickle
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import pandas as pd
 import pytest
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
@@ -31,6 +32,24 @@ def encoder(digits):
 def index(encoder, digits):
     X, y, *_ = digits
     return HierarchicalHashIndex(FrozenEstimator(encoder)).fit(X, y)
+
+
+@pytest.mark.parametrize("form", [np.asarray, np.ndarray.tolist, pd.DataFrame])
+def test_fit_never_describes_more_than_a_block_of_items_at_once(digits, encoder, monkeypatch, form):
+    X, y, X_query, _ = digits
+    whole = HierarchicalHashIndex(FrozenEstimator(encoder)).fit(form(X), y)
+    sizes = []
+    describe = HierarchicalHashEncoder.describe
+    monkeypatch.setattr(
+        HierarchicalHashEncoder, "describe", lambda self, X: sizes.append(len(X)) or describe(self, X)
+    )
+    monkeypatch.setattr("hqsearch.index.ITEM_BLOCK", 128)
+    blocks = HierarchicalHashIndex(FrozenEstimator(encoder)).fit(form(X), y)
+    assert sizes == [128, 128, 128, 128, 88]
+    for found, expected in zip(blocks.kneighbors(X_query), whole.kneighbors(X_query), strict=True):
+        np.testing.assert_array_equal(found, expected)
+    for found, expected in zip(blocks.kneighbors(n_probes=4), whole.kneighbors(n_probes=4), strict=True):
+        np.testing.assert_array_equal(found, expected)
 
 
 @pytest.fixture
