@@ -173,6 +173,28 @@ def test_a_fit_in_pieces_equals_a_whole_one(blobs, tmp_path, monkeypatch, loss, 
     assert_same_model(make(**settings).fit(X, y), pieces, X)
 
 
+def test_validations_without_gain_count_on_over_a_kill(blobs, tmp_path, monkeypatch):
+    # Worse with every epoch: the first one is best, and three more are granted.
+    monkeypatch.setattr(MetricStage, "_validate", lambda stage: {"criterion": -float(len(stage.history))})
+    encoder = make(metric_epochs=8, hash_epochs=0, patience=3, batch_size=32, checkpoint_dir=tmp_path)
+    assert fit_in_pieces(encoder, *blobs, monkeypatch) >= 2
+    assert [record["epoch"] for record in encoder.history_] == [1, 2, 3, 4]
+
+
+def test_a_kill_between_early_stopping_and_the_last_write_trains_no_further(blobs, tmp_path, monkeypatch):
+    monkeypatch.setattr(MetricStage, "_validate", lambda stage: {"criterion": -float(len(stage.history))})
+    encoder = make(metric_epochs=8, hash_epochs=0, patience=3, batch_size=32, checkpoint_dir=tmp_path)
+
+    def dying(stage):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Stage, "_finished_state", dying)
+        with pytest.raises(Killed):
+            encoder.fit(*blobs)
+    assert len(encoder.fit(*blobs).history_) == 4
+
+
 def test_network_in_network_goes_on_with_the_dropout_it_would_have_had(images, tmp_path, monkeypatch):
     X, y = images
     settings = {"network": "nin", "batch_size": 16, "metric_epochs": 3, "hash_epochs": 3}
