@@ -60,7 +60,7 @@ class ProxyMetricStage(MetricStage):
 
 
 class ProxyHashStage(HashStage):
-    """Second stage: cross-entropy of each level to codes that are solved over all classes at intervals.
+    """Second stage: cross-entropy of level scores to codes that are solved over all classes at intervals.
 
     The class scores are running averages, so the penalties see every class and not only those of a batch.
     They start from the class means below the linear layer, and codes settle: they are solved anew once an
@@ -142,4 +142,11 @@ class ProxyHashStage(HashStage):
         # Group by group: one class may be in several of them, and within a group no class comes twice.
         for seen, rows in zip(scores.detach().mean(2), classes, strict=True):
             self._averages[rows] = self._averages[rows].lerp(seen, 1 - AVERAGE_KEPT)
-        return code_cross_entropy(scores, self._codes[classes])
+        # To one code, bucket by bucket; and to one class among all by the score of its leaves, so that the
+        # levels together tell apart what one of them confuses.
+        leaf_scores = scores.flatten(-2) @ self._mean_buckets().flatten(1).T
+        return code_cross_entropy(scores, self._codes[classes]) + class_cross_entropy(leaf_scores, classes)
+
+    def _mean_buckets(self) -> Tensor:
+        """Weights that turn level scores into the mean score of the leaves of each class's code."""
+        return self._codes / self._codes.sum(-1, keepdim=True)

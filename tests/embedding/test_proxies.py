@@ -175,6 +175,25 @@ def test_a_class_stays_on_its_bucket_unless_another_one_is_clearly_better():
         assert solved[0, 0].argmax() == expected
 
 
+@pytest.mark.parametrize("sparsity", [1, 3])
+def test_the_hash_loss_is_that_of_the_levels_plus_that_of_the_class_among_all_by_its_leaves(sparsity):
+    stage = make_stage("hash", sparsity=sparsity)
+    items, classes = stage._batches.draw()
+    with torch.no_grad():
+        scores = stage.network(stage.data.X).unflatten(-1, (N_LEVELS, D)).log_softmax(-1).numpy()
+    codes = stage._codes.numpy()
+    terms = []
+    for c, members in zip(classes[0], items[0], strict=True):
+        for item in members:
+            leaf = [
+                sum(scores[item, v][codes[other, v] > 0].mean() for v in range(N_LEVELS))
+                for other in range(N_CLASSES)
+            ]
+            terms.append(-leaf[c] - log_softmax(leaf)[c])
+    loss = stage._train_step(torch.from_numpy(items))["loss"].item()
+    assert loss == pytest.approx(np.mean(terms), rel=1e-4)
+
+
 @pytest.mark.parametrize("n_classes", [2, 20])
 def test_more_or_fewer_classes_than_buckets_have_buckets_to_start_from(n_classes):
     stage = make_stage("hash", n_classes=n_classes, classes_per_batch=2)
