@@ -281,7 +281,9 @@ def run_made_up(options, sizes, result, folder):
     n_classes, changes = 1000, [(200_000, 100_000)]
     growth = [(10_000, 10), (100_000, 100), (1_000_000, 1000), (10_000, 1000), (100_000, 1000)]
     if options.large:
-        runs += [(1_000_000, 64, (1, 4), FEW[:2]), (1_000_000, 256, (1, 4), FEW[:2])]
+        # hnswlib, IVF-PQ and pynndescent take from minutes to most of an hour to build over a million items.
+        peers = [*FEW, "faiss IVF-PQ", "pynndescent"] if options.all_peers else FEW[:2]
+        runs += [(1_000_000, 64, (1, 4), peers), (1_000_000, 256, (1, 4), peers)]
     if options.smallest:
         runs, n_classes, growth, changes = [(3000, 16, (1, 2), FEW)], 40, [(1000, 10)], [(1000, 500)]
     for n_items, dim, sparsities, names in runs:
@@ -304,6 +306,9 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--smallest", action="store_true", help="toy sizes, seconds: a smoke test")
     parser.add_argument("--large", action="store_true", help="add the data sets of a million items")
+    parser.add_argument(
+        "--all-peers", action="store_true", help="with --large, graphs and PQ over a million too"
+    )
     parser.add_argument("--sets", nargs="*", choices=("glyph100", "digits"), help="real items instead")
     parser.add_argument("--glyph100", type=Path, default=Path("../shared/data/glyph100.npz"))
     parser.add_argument(

@@ -110,64 +110,100 @@ def at(curve, suf):
     return np.interp(np.log(suf), x, y, left=np.nan, right=np.nan)
 
 
-def verdicts(result, found):
-    """Rows of what is reached: goal, where, whether, by how much."""
+def against_exhaustive(result, found):
+    """Goal (i): as precise as exhaustive search, at a speed-up near the number of classes."""
     for (protocol, direction), s in {(key[:2], key[3]): None for key in found if key[2] == "hqsearch"}:
         ours = found[protocol, direction, "hqsearch", s]
         exhaustive = found[protocol, direction, "exhaustive", None]
         gaps = {k: mean(ours, f"P@{k}") - mean(exhaustive, f"P@{k}") for k in KS}
         slack = {k: max(spread(ours, f"P@{k}"), spread(exhaustive, f"P@{k}")) for k in KS}
         held = all(gaps[k] >= -slack[k] for k in KS)
-        text = ", ".join(f"{100 * gap:+.2f}" for gap in gaps.values())
+        where = f"{protocol}, {direction}, s = {s}"
         yield (
             "precision@1, 4, 16 of exhaustive search, within the seeds' spread",
-            f"{protocol}, {direction}, s = {s}",
+            where,
             held,
-            text,
+            points(gaps.values()),
         )
         if s == 1:
             n_classes = result["n_classes"][protocol]
             suf = mean(ours, "SUF@1")
-            yield (
-                f"SUF >= 0.8 x {n_classes} classes at s = 1",
-                f"{protocol}, {direction}",
-                suf >= 0.8 * n_classes,
-                f"{suf:.1f}",
-            )
-    for protocol, direction in dict.fromkeys(key[:2] for key in found):
-        group = {key[2:]: records for key, records in found.items() if key[:2] == (protocol, direction)}
-        if protocol == "closed":
-            control = group["softmax", 1]
-            ours = {s: records for (name, s), records in group.items() if name == "hqsearch"}
-            fast = [r for r in ours.values() if mean(r, "SUF@16") >= 0.99 * mean(control, "SUF@16")]
-            best = max(fast or list(ours.values()), key=lambda r: mean(r, "P@1"))
-            gaps = [mean(best, f"P@{k}") - mean(control, f"P@{k}") for k in KS]
-            ok = bool(fast) and min(gaps) >= -0.005
-            yield (
-                "within 0.5 points of the softmax control at its SUF",
-                f"closed, {direction}",
-                ok,
-                ", ".join(f"{100 * g:+.2f}" for g in gaps),
-            )
-        mine = {k: curves(found, protocol, direction, k) for k in (1, 16)}
-        for peer in ("softmax", "softmax, our embedding", "IVF-Flat"):
-            if protocol == "closed" or peer not in mine[1]:
+            goal = f"SUF >= 0.8 x {n_classes} classes at s = 1"
+            yield goal, f"{protocol}, {direction}", suf >= 0.8 * n_classes, f"{suf:.1f}"
+
+
+def points(differences):
+    """Differences of precision as points."""
+    return ", ".join(f"{100 * gap:+.2f}" for gap in differences)
+
+
+def closed_set(found):
+    """Goal (ii): near the softmax control and above every other baseline, all at s = 1.
+
+    A baseline counts where its speed-up is at least 0.8 of ours.
+    """
+    for direction in dict.fromkeys(key[1] for key in found if key[0] == "closed"):
+        group = {key[2:]: records for key, records in found.items() if key[:2] == ("closed", direction)}
+        ours, control = group["hqsearch", 1], group["softmax", 1]
+        gaps = [mean(ours, f"P@{k}") - mean(control, f"P@{k}") for k in KS]
+        fast = mean(ours, "SUF@16") >= 0.99 * mean(control, "SUF@16")
+        where = f"closed, {direction}"
+        goal = "within 0.5 points of the softmax control, at its SUF or higher"
+        yield goal, where, fast and min(gaps) >= -0.005, points(gaps)
+        suf = mean(ours, "SUF@16")
+        for (name, s), records in group.items():
+            flat = name == "one level" or name.startswith(("Th", "VQ", "LSH"))
+            if not flat or mean(records, "SUF@16") < 0.8 * suf:
                 continue
-            for k in (1, 16):
-                suf = np.geomspace(5, max(5.1, mine[k][peer][0].max()), 20)
-                ahead = at(mine[k]["hqsearch"], suf) - at(mine[k][peer], suf)
+            gaps = [mean(ours, f"P@{k}") - mean(records, f"P@{k}") for k in KS]
+            yield (
+                f"above {name}, s = {s}, at SUF@16 {mean(records, 'SUF@16'):.0f}",
+                where,
+                min(gaps) >= 0,
+                points(gaps),
+            )
+        for k in (1, 16):
+            peer = curves(found, "closed", direction, k).get("IVF-Flat")
+            theirs = at(peer, mean(ours, f"SUF@{k}"))
+            if np.isnan(theirs):
+                # It does not get there: its fastest point, which is slower than ours.
+                theirs = peer[1][np.argmax(peer[0])]
+            gap = mean(ours, f"P@{k}") - float(theirs)
+            yield (
+                f"precision@{k} above IVF-Flat at our SUF, or at its highest",
+                where,
+                gap >= 0,
+                points([gap]),
+            )
+
+
+def unseen_classes(found):
+    """Goal (iii): the curve over n_probes above the control's and IVF's at every speed-up from 5 up."""
+    for direction in dict.fromkeys(key[1] for key in found if key[0] == "unseen"):
+        for k in (1, 16):
+            all_curves = curves(found, "unseen", direction, k)
+            for peer in ("softmax", "softmax, our embedding", "IVF-Flat"):
+                suf = np.geomspace(5, max(5.1, all_curves[peer][0].max()), 20)
+                ours, theirs = at(all_curves["hqsearch"], suf), at(all_curves[peer], suf)
                 # Where the peer reaches and we do not, it is ahead.
-                missing = np.isnan(at(mine[k]["hqsearch"], suf)) & ~np.isnan(at(mine[k][peer], suf))
-                both = ahead[~np.isnan(ahead)]
-                ok = len(both) > 0 and not missing.any() and bool((both >= 0).all())
+                missing = np.isnan(ours) & ~np.isnan(theirs)
+                ahead = (ours - theirs)[~np.isnan(ours - theirs)]
                 text = (
-                    "no SUF in common"
-                    if not len(both)
-                    else f"{100 * both.min():+.1f} to {100 * both.max():+.1f}"
+                    f"{100 * ahead.min():+.1f} to {100 * ahead.max():+.1f}"
+                    if len(ahead)
+                    else "no SUF in common"
                 )
                 if missing.any():
                     text += f"; only the peer reaches SUF {suf[missing].max():.0f}"
-                yield f"precision@{k} curve above {peer} from SUF 5 up", f"unseen, {direction}", ok, text
+                reached = len(ahead) > 0 and not missing.any() and bool((ahead >= 0).all())
+                yield f"precision@{k} curve above {peer} from SUF 5 up", f"unseen, {direction}", reached, text
+
+
+def verdicts(result, found):
+    """Rows of what is reached: goal, where, whether, by how much."""
+    yield from against_exhaustive(result, found)
+    yield from closed_set(found)
+    yield from unseen_classes(found)
 
 
 def write(result, stem):
