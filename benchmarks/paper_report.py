@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import matplotlib as mpl
+import matplotlib.ticker
 import numpy as np
 
 mpl.use("Agg")
@@ -251,6 +252,9 @@ def draw(result, found, path):
             exhaustive = mean(found[protocol, "test->train", "exhaustive", None], f"P@{k}")
             ax.axhline(exhaustive, color="#666666", linestyle=":", label="exhaustive")
             ax.set(xscale="log", xlabel="Search speed-up factor", ylabel=f"Precision@{k}", title=protocol)
+            ax.xaxis.set_major_locator(mpl.ticker.LogLocator(subs=(1, 2, 5)))
+            ax.xaxis.set_major_formatter(mpl.ticker.FuncFormatter(lambda value, _: f"{value:g}"))
+            ax.xaxis.set_minor_formatter(mpl.ticker.NullFormatter())
             ax.grid(alpha=0.25)
             ax.spines[["top", "right"]].set_visible(False)
     axes[0, 0].legend(frameon=False, fontsize=8)
