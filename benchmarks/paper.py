@@ -29,6 +29,8 @@ import paper_report
 from paper_presets import PRESETS
 from paper_systems import Systems
 
+from hqsearch import HierarchicalHashEncoder
+
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("hqsearch", "numpy", "scikit-learn", "torch", "numba", "faiss-cpu", "hnswlib")
 
@@ -90,12 +92,12 @@ class Records:
         self.path = self.folder / "records.jsonl"
         self.groups = {}
         if self.path.exists():
-            for line in self.path.read_text().splitlines():
-                try:
-                    group = json.loads(line)
-                except json.JSONDecodeError:
-                    # Cut off while it was written: it is done again.
-                    continue
+            whole, _, torn = self.path.read_text().rpartition("\n")
+            if torn:
+                # Cut off while it was written: its group is done again.
+                self.path.write_text(whole + "\n" if whole else "")
+            for line in whole.splitlines():
+                group = json.loads(line)
                 self.groups[tuple(group["key"])] = group["records"]
 
     def add(self, key, records):
@@ -120,7 +122,10 @@ def run(arguments):
     parameters, by_sparsity, control = encoder_parameters(arguments)
     settings = {
         "dataset": arguments.dataset, "loss": arguments.loss, "preset": arguments.preset,
-        "parameters": parameters, "by_sparsity": by_sparsity, "control": control,
+        "parameters": parameters,
+        # With the defaults: where one has changed, nothing that is kept counts any more.
+        "encoder": HierarchicalHashEncoder(**parameters).get_params(),
+        "by_sparsity": by_sparsity, "control": control,
         "sparsities": arguments.sparsities, "limit": arguments.limit,
         "validation_only": arguments.validation_only,
     }  # fmt: skip
@@ -186,7 +191,9 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         arguments.work, arguments.results = Path(folder), Path(folder)
         run(arguments)
-        # Again: everything is there, so nothing may be trained.
+        # Again, the last line torn: all other groups are there, so only that one may be trained.
+        (records,) = Path(folder).glob("*/records.jsonl")
+        records.write_text(records.read_text()[:-20])
         started = time.perf_counter()
         run(arguments)
         print(f"resumed in {time.perf_counter() - started:.1f} s")

@@ -183,7 +183,9 @@ def unseen_classes(found):
     for direction in dict.fromkeys(key[1] for key in found if key[0] == "unseen"):
         for k in (1, 16):
             all_curves = curves(found, "unseen", direction, k)
-            for peer in ("softmax", "softmax, our embedding", "IVF-Flat"):
+            for peer in ("softmax", "softmax, our embedding", "IVF-Flat", "IVF-Flat, as many lists"):
+                if peer not in all_curves:
+                    continue
                 suf = np.geomspace(5, max(5.1, all_curves[peer][0].max()), 20)
                 ours, theirs = at(all_curves["hqsearch"], suf), at(all_curves[peer], suf)
                 # Where the peer reaches and we do not, it is ahead.
@@ -236,6 +238,7 @@ COLOURS = {
     "softmax": "#3b6fb5",
     "softmax, our embedding": "#7fb0e3",
     "IVF-Flat": "#4d9a6a",
+    "IVF-Flat, as many lists": "#9fceb0",
 }
 
 

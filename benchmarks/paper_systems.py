@@ -132,6 +132,43 @@ def _without_own(ids, own, k):
     return np.take_along_axis(ids, order, 1)[:, :k]
 
 
+def _ivf(system, direction, gallery, queries, own, y, base_y, n_lists):
+    """Search IVF-Flat over nprobe."""
+    quantizer = faiss.IndexFlatL2(gallery.shape[1])
+    ivf = faiss.IndexIVFFlat(quantizer, gallery.shape[1], int(n_lists))
+    # faiss asks for 39 items a list and warns below; few lists of few items are what is asked here.
+    ivf.cp.min_points_per_centroid = 1
+    ivf.train(gallery)
+    ivf.add(gallery)
+    sizes = np.array([ivf.invlists.list_size(i) for i in range(n_lists)])
+    left_out = bool(own[0] >= 0)
+    n_items = len(gallery) - left_out
+    curve = []
+    for nprobe in [p for p in PROBES if p <= n_lists]:
+        ivf.nprobe = nprobe
+        ids = ivf.search(queries, max(KS) + left_out)[1]
+        # A query whose own list is probed, its nearest, is in it itself.
+        ids = _without_own(ids, own, max(KS))
+        candidates = sizes[quantizer.search(queries, nprobe)[1]].sum(1).mean() - left_out
+        # Where fewer than k are found the rest counts as wrong.
+        hit = (base_y[ids] == y[:, None]) & (ids >= 0)
+        point = {"nprobe": nprobe, "SUF with centroids": n_items / (candidates + n_lists)}
+        for k in (1, 16):
+            point |= {f"SUF@{k}": n_items / max(candidates, 1e-9), f"P@{k}": float(hit[:, :k].mean())}
+        curve.append(point)
+    yield {"system": system, "s": None, "direction": direction, "n_lists": int(n_lists), "curve": curve}
+
+
+def search_as_many_lists(vectors, codes, places):
+    """IVF-Flat with as many lists as the codes occupy leaves: the same table, but for who made its cells."""
+    for direction, base in places.directions.items():
+        gallery, queries = (np.ascontiguousarray(vectors[name], np.float32) for name in (base, "query"))
+        own = np.arange(len(queries)) if base == "query" else np.full(len(queries), -1)
+        y, base_y = places.labels["query"], places.labels[base]
+        n_lists = len(np.unique(codes[base]))
+        yield from _ivf("IVF-Flat, as many lists", direction, gallery, queries, own, y, base_y, n_lists)
+
+
 def search_peers(system, vectors, encode_us, places, *, n_lists=None):
     """Exhaustive search of an embedding, and with `n_lists` IVF-Flat over nprobe and HNSW over ef on it."""
     for direction, base in places.directions.items():
@@ -149,33 +186,7 @@ def search_peers(system, vectors, encode_us, places, *, n_lists=None):
         yield {"system": system, "s": None, "direction": direction, "us": us, **measured, **suf}
         if n_lists is None:
             continue
-        quantizer = faiss.IndexFlatL2(gallery.shape[1])
-        # faiss asks for 39 items a list and warns below; few lists of few items are what is asked here.
-        ivf = faiss.IndexIVFFlat(quantizer, gallery.shape[1], int(n_lists))
-        ivf.cp.min_points_per_centroid = 1
-        ivf.train(gallery)
-        ivf.add(gallery)
-        sizes = np.array([ivf.invlists.list_size(i) for i in range(n_lists)])
-        curve = []
-        for nprobe in [p for p in PROBES if p <= n_lists]:
-            ivf.nprobe = nprobe
-            ids = _without_own(ivf.search(queries, n_asked)[1], own, max(KS))
-            lists = quantizer.search(queries, nprobe)[1]
-            own_list = base == "query"
-            candidates = sizes[lists].sum(1).mean() - own_list
-            # Where fewer than k are found the rest counts as wrong.
-            hit = (base_y[ids] == y[:, None]) & (ids >= 0)
-            point = {
-                "nprobe": nprobe,
-                "SUF with centroids": (len(gallery) - own_list) / (candidates + n_lists),
-            }
-            for k in (1, 16):
-                point |= {
-                    f"SUF@{k}": (len(gallery) - own_list) / candidates,
-                    f"P@{k}": float(hit[:, :k].mean()),
-                }
-            curve.append(point)
-        yield {"system": "IVF-Flat", "s": None, "direction": direction, "n_lists": n_lists, "curve": curve}
+        yield from _ivf("IVF-Flat", direction, gallery, queries, own, y, base_y, n_lists)
         graph = hnswlib.Index("l2", gallery.shape[1])
         graph.init_index(len(gallery), M=16, ef_construction=200, random_seed=0)
         graph.set_num_threads(1)
@@ -241,6 +252,9 @@ class Systems:
             system, sparsity, encoder, described, us, self.places, curve=sparsity == self.sparsities[0]
         ):
             yield record | {"fit_seconds": fit_seconds, "epochs": len(encoder.history_)}
+        if system == "hqsearch" and sparsity == self.sparsities[0]:
+            vectors, codes = ({name: parts[i] for name, parts in described.items()} for i in (0, 2))
+            yield from search_as_many_lists(vectors, codes, self.places)
 
     def softmax(self):
         """Search by the control: a plain classifier, ranked by its hidden layer, and by our embedding."""
