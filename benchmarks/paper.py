@@ -53,7 +53,9 @@ def parse_arguments():
     parser.add_argument("--device", default="auto")
     parser.add_argument("--validation-only", action="store_true")
     parser.add_argument("--work", type=Path, default=Path(".paper"), help="what a later run goes on from")
-    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument(
+        "--results", type=Path, help="default: benchmarks/results, for a part of a run --work"
+    )
     parser.add_argument("--smallest", action="store_true", help="a smoke run of digits")
     return parser.parse_args()
 
@@ -74,7 +76,11 @@ def encoder_parameters(arguments):
         raise SystemExit(f"--preset {arguments.preset} is of --loss {parameters['loss']}")
     if arguments.epochs:
         parameters["metric_epochs"], parameters["hash_epochs"] = arguments.epochs
-    parameters |= {name: value_of(value) for name, _, value in (s.partition("=") for s in arguments.set)}
+    given = {name: value_of(value) for name, _, value in (s.partition("=") for s in arguments.set)}
+    if "loss" in given:
+        raise SystemExit("the loss is set by --loss")
+    parameters |= given
+    by_sparsity = {s: {k: v for k, v in more.items() if k not in given} for s, more in by_sparsity.items()}
     shared = ("network", "classes_per_batch", "batch_size", "device", "validation_fraction")
     control = {name: parameters[name] for name in shared if name in parameters}
     # The control gets the epochs of both stages, and is not the weaker for having one.
@@ -107,16 +113,6 @@ class Records:
             file.write(json.dumps({"key": key, "records": records}) + "\n")
 
 
-class CodesBySparsity(Systems):
-    """Systems whose encoder has further parameters for each sparsity, as the papers' settings do."""
-
-    by_sparsity: dict = {}  # noqa: RUF012
-
-    def codes(self, system, sparsity, **more):
-        """Learned codes of one sparsity."""
-        return super().codes(system, sparsity, **self.by_sparsity.get(sparsity, {}), **more)
-
-
 def run(arguments):
     """Train and search what is not done yet, then write the results."""
     parameters, by_sparsity, control = encoder_parameters(arguments)
@@ -142,8 +138,7 @@ def run(arguments):
     for seed in arguments.seeds:
         for protocol, task in tasks.items():
             cached = {**parameters, "memory": str(kept.folder / "metric")}
-            systems = CodesBySparsity(task, seed, cached, control, arguments.sparsities)
-            systems.by_sparsity = by_sparsity
+            systems = Systems(task, seed, cached, control, arguments.sparsities, by_sparsity)
             for name, measure in systems.groups():
                 key = (protocol, seed, name)
                 if key not in kept.groups:
@@ -176,8 +171,17 @@ def run(arguments):
         stem += f"-{arguments.preset}"
     if arguments.validation_only:
         stem += "-validation"
-    arguments.results.mkdir(parents=True, exist_ok=True)
-    paper_report.write(result, arguments.results / stem)
+    # Parts of a run and trials don't replace the recorded results.
+    folder = arguments.results or (RESULTS if is_whole(arguments) else arguments.work)
+    folder.mkdir(parents=True, exist_ok=True)
+    paper_report.write(result, folder / stem)
+    print(f"written to {folder / stem}.md")
+
+
+def is_whole(arguments):
+    """Tell whether this run is one to record: three seeds, all sparsities and protocols, nothing changed."""
+    whole = len(arguments.seeds) >= 3 and len(arguments.sparsities) == 4 and len(arguments.protocols) == 2
+    return whole and not (arguments.set or arguments.epochs or arguments.limit)
 
 
 def main():

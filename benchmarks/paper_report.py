@@ -116,15 +116,18 @@ def against_exhaustive(result, found):
     for (protocol, direction), s in {(key[:2], key[3]): None for key in found if key[2] == "hqsearch"}:
         ours = found[protocol, direction, "hqsearch", s]
         exhaustive = found[protocol, direction, "exhaustive", None]
-        gaps = {k: mean(ours, f"P@{k}") - mean(exhaustive, f"P@{k}") for k in KS}
-        slack = {k: max(spread(ours, f"P@{k}"), spread(exhaustive, f"P@{k}")) for k in KS}
-        held = all(gaps[k] >= -slack[k] for k in KS)
+        # Seed by seed: both search the embedding of one network.
+        theirs = {r["seed"]: r for r in exhaustive}
+        pairs = [[r[f"P@{k}"] - theirs[r["seed"]][f"P@{k}"] for r in ours] for k in KS]
+        gaps = [float(np.mean(of_seeds)) for of_seeds in pairs]
+        slack = [float(np.abs(np.array(d) - np.mean(d)).max()) for d in pairs]
+        held = all(gap >= -room for gap, room in zip(gaps, slack, strict=True))
         where = f"{protocol}, {direction}, s = {s}"
         yield (
             "precision@1, 4, 16 of exhaustive search, within the seeds' spread",
             where,
             held,
-            points(gaps.values()),
+            points(gaps),
         )
         if s == 1:
             n_classes = result["n_classes"][protocol]
@@ -139,12 +142,14 @@ def points(differences):
 
 
 def closed_set(found):
-    """Goal (ii): near the softmax control and above every other baseline, all at s = 1.
+    """Goal (ii): near the softmax control and above every other baseline, ours at s = 1.
 
-    A baseline counts where its speed-up is at least 0.8 of ours.
+    A baseline counts, at any sparsity, where its speed-up is at least 0.8 of ours.
     """
     for direction in dict.fromkeys(key[1] for key in found if key[0] == "closed"):
         group = {key[2:]: records for key, records in found.items() if key[:2] == ("closed", direction)}
+        if ("hqsearch", 1) not in group:
+            continue
         ours, control = group["hqsearch", 1], group["softmax", 1]
         gaps = [mean(ours, f"P@{k}") - mean(control, f"P@{k}") for k in KS]
         fast = mean(ours, "SUF@16") >= 0.99 * mean(control, "SUF@16")
@@ -164,18 +169,13 @@ def closed_set(found):
                 points(gaps),
             )
         for k in (1, 16):
-            peer = curves(found, "closed", direction, k).get("IVF-Flat")
-            theirs = at(peer, mean(ours, f"SUF@{k}"))
-            if np.isnan(theirs):
-                # It does not get there: its fastest point, which is slower than ours.
-                theirs = peer[1][np.argmax(peer[0])]
-            gap = mean(ours, f"P@{k}") - float(theirs)
-            yield (
-                f"precision@{k} above IVF-Flat at our SUF, or at its highest",
-                where,
-                gap >= 0,
-                points([gap]),
-            )
+            for name, peer in curves(found, "closed", direction, k).items():
+                if not name.startswith("IVF"):
+                    continue
+                # Beyond its ends its last point on that side.
+                suf = np.clip(mean(ours, f"SUF@{k}"), peer[0].min(), peer[0].max())
+                gap = mean(ours, f"P@{k}") - float(at(peer, suf))
+                yield f"precision@{k} above {name} at SUF {suf:.1f}", where, gap >= 0, points([gap])
 
 
 def unseen_classes(found):

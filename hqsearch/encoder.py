@@ -54,9 +54,9 @@ class HierarchicalHashEncoder(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transf
         embeddings), then cross-entropy of each level to codes that are solved over all classes until they
         settle.
     sibling_penalty : float, default=100.0
-        Cost of two classes of a mini-batch that share parent and bucket.
+        Cost of two classes of a mini-batch (proxy: of all classes) that share parent and bucket.
     orthogonality_penalty : float, default=0.1
-        Cost of two classes of a mini-batch that share a bucket at one level.
+        Cost of two classes of a mini-batch (proxy: of all classes) that share a bucket at one level.
     classes_per_batch : int, default=64
         Classes in a mini-batch; at most as many as there are.
     batch_size : int, default=128

@@ -1,7 +1,8 @@
-"""The losses of both stages: npairs and semi-hard triplet, plain and masked by codes.
+"""The losses of both stages: npairs and semi-hard triplet, plain and masked by codes, and cross-entropies.
 
-All functions take leading batch dimensions (`...`), one for each class group of a training step, and return
-one loss for each group. Equations: Jeong, Kim & Song, CVPR 2019 (arXiv 1902.10990), sections 3 and 4.
+All functions take leading batch dimensions, `...` or `n_groups`, one for each class group of a training step,
+and return one loss for each group. Equations of npairs and triplet: Jeong, Kim & Song, CVPR 2019 (arXiv
+1902.10990), sections 3 and 4.
 """
 
 from __future__ import annotations
@@ -106,6 +107,10 @@ def class_cross_entropy(logits: Tensor, classes: Tensor) -> Tensor:
     -------
     Tensor of shape (n_groups,)
         Mean over the items of each group.
+
+    Notes
+    -----
+    Over cosines to class proxies: A. Zhai and H.-Y. Wu, BMVC 2019 (arXiv 1811.12649).
     """
     log_probabilities = logits.log_softmax(-1)
     index = classes[:, :, None, None].expand(*logits.shape[:-1], 1)

@@ -67,8 +67,17 @@ class ProxyHashStage(HashStage):
     epoch in the first part of the training, with a bonus for the buckets that a class has, and then stay.
     """
 
-    def _initialize(self) -> None:
-        super()._initialize()
+    _averages: Tensor
+    _codes: Tensor
+
+    def _fit_loop(self) -> None:
+        # Here, where Ctrl-C is minded, and not for a stage that goes on from a checkpoint.
+        if not self.history and self.settings.epochs:
+            self._start_codes()
+        super()._fit_loop()
+
+    def _start_codes(self) -> None:
+        """Start head, class scores and codes from the class means."""
         means, spread = self._class_means()
         self._start_head(means, spread)
         with torch.no_grad():
@@ -83,8 +92,7 @@ class ProxyHashStage(HashStage):
     def _load_state(self, state: StageState) -> None:
         super()._load_state(state)
         classes = state.group("classes")
-        self._averages.copy_(classes["averages"])
-        self._codes.copy_(classes["codes"])
+        self._averages, self._codes = (classes[name].to(self.data.X.device) for name in ("averages", "codes"))
 
     @torch.no_grad()
     def _class_means(self) -> tuple[Tensor, Tensor]:

@@ -48,6 +48,8 @@ def make_stage(
         problem = CodeProblem(N_LEVELS, D, sparsity, solve, validate=lambda scores: {})
         built = ProxyHashStage(network, data, settings, problem=problem, seed=0)
     built._initialize()
+    if stage == "hash":
+        built._start_codes()
     return built
 
 
@@ -206,7 +208,7 @@ def test_a_trunk_whose_output_is_constant_gives_finite_scores():
     stage = make_stage("hash")
     with torch.no_grad():
         stage.network.trunk.weight.zero_()
-    stage._initialize()
+    stage._start_codes()
     assert torch.isfinite(stage._averages).all()
     assert np.isfinite(stage._train_step(torch.from_numpy(stage._batches.draw()[0]))["loss"].item())
 
@@ -218,6 +220,22 @@ def test_the_global_random_state_is_not_asked():
         stage = make_stage("hash", epochs=2)
         losses.append([record["loss"] for record in stage.run()])
     assert losses[0] == losses[1]
+
+
+def test_ctrl_c_while_the_codes_are_started_leaves_a_usable_encoder(blobs, monkeypatch):
+    def interrupt(self):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ProxyHashStage, "_class_means", interrupt)
+    encoder = HierarchicalHashEncoder(loss="proxy", metric_epochs=1, hash_epochs=2, random_state=0)
+    with pytest.warns(UserWarning, match="hash stage was interrupted after 0 epochs"):
+        encoder.fit(*blobs)
+    assert encoder.encode(blobs[0]).shape == (240, 1)
+
+
+def test_without_epochs_nothing_is_started(blobs, monkeypatch):
+    monkeypatch.setattr(ProxyHashStage, "_class_means", lambda self: pytest.fail("was asked"))
+    HierarchicalHashEncoder(loss="proxy", metric_epochs=1, hash_epochs=0, random_state=0).fit(*blobs)
 
 
 @pytest.mark.parametrize("sparsity", [1, 3])
