@@ -111,6 +111,25 @@ def copy_column(source, origin, origin_stride, target, start, stride, dim):
 
 
 @njit(cache=True, nogil=True)
+def count_lanes(sections, pair_cell, cell_start):
+    """Count the lanes that the section with the most small cells fills: whole blocks, or a narrow one.
+
+    Memory for more would only have to be cleared, for which a single query would wait.
+    """
+    most = np.int64(0)
+    for section in range(len(sections)):
+        first, end, first_place, end_place = sections[section]
+        limit = gathering_limit(end_place - first_place)
+        n_items = np.int64(0)
+        for pair in range(first, end):
+            width = cell_start[pair_cell[pair] + 1] - cell_start[pair_cell[pair]]
+            n_items += width * (width <= limit)
+        most = max(most, n_items)
+    unit = SLACK if most <= BLOCK else BLOCK
+    return min(CHUNK, (most + unit - 1) // unit * unit)
+
+
+@njit(cache=True, nogil=True)
 def score_small_cells(
     queries, skipped, sections, pair_cell,
     plain, encoded, kind, low, step, cell_start, positions, keep, keys, n_neighbors,
@@ -127,12 +146,13 @@ def score_small_cells(
     room = make_room(CHUNK_BLOCKS)
     widths = np.full(CHUNK_BLOCKS, BLOCK, dtype=np.int64)
     counts = widths.copy()
-    gathered = np.zeros(CHUNK_BLOCKS * dim * BLOCK + SLACK, dtype=np.float32)
+    n_lanes = count_lanes(sections, pair_cell, cell_start)
+    gathered = np.zeros(n_lanes * dim + SLACK, dtype=np.float32)
     gathered_positions = np.empty(CHUNK, dtype=np.int32)
-    scratch = np.zeros(dim * SMALL_CELL + SLACK, dtype=np.float32)
+    decoding = kind != PLAIN or keep.size > 0
+    scratch = np.zeros(dim * SMALL_CELL + SLACK if decoding else 0, dtype=np.float32)
     scratch_positions = np.empty(SMALL_CELL, dtype=np.int32)
     kept_columns = np.empty(SMALL_CELL, dtype=np.int32)
-    decoding = kind != PLAIN or keep.size > 0
     for section in range(len(sections)):
         first, end, first_place, end_place = sections[section]
         limit = gathering_limit(end_place - first_place)

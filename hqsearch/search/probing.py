@@ -178,6 +178,8 @@ def list_leaf(
 ):
     """Write a leaf's cells that hold items, and that `place` has not listed yet, behind the first pairs.
 
+    `seen` has a bit for each cell that `place` has listed.
+
     Returns the number of pairs written, the items in the leaf, the items in the pairs written, and whether
     `own_cell` is one of their cells.
     """
@@ -191,8 +193,9 @@ def list_leaf(
         pair_cell[n_pairs + n_new] = cell
         fresh = n_items > 0
         if shared:
-            fresh = fresh & (seen[cell] != place)
-            seen[cell] = place
+            word, bit = cell >> 6, np.uint64(1) << np.uint64(cell & 63)
+            fresh = fresh & ((seen[word] & bit) == 0)
+            seen[word] |= bit * np.uint64(fresh)
         n_new += fresh
         n_fresh += n_items * fresh
         left_out += fresh & (own_cell == cell)
@@ -247,7 +250,8 @@ def plan_search(
     pair_cell = np.empty(capacity, dtype=np.int32)
     n_pairs = 0
     totals = np.zeros(4, dtype=np.int64)
-    seen = np.full(cell_live.size if shared else 0, -1, dtype=np.int32)
+    # Bits, so that a single query does not wait for a large array to be filled.
+    seen = np.zeros((cell_live.size + 63) // 64 if shared else 0, dtype=np.uint64)
     own_leaves = np.empty(sparsity, dtype=np.int64)
     # The walk's arrays are made by the first query that needs them.
     heap_keys = np.empty(0, dtype=np.int64)
@@ -357,6 +361,9 @@ def plan_search(
                 n_found += n_fresh - left_out
             if is_own and live == 0:
                 totals[1] += 1
+        if shared:
+            for pair in range(first_pair, n_pairs):
+                seen[pair_cell[pair] >> 6] = 0
         totals[0] += n_opened
         totals[2] += n_found
         repeatable = n_probes < 0 and not walking

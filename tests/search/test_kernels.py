@@ -119,7 +119,7 @@ def test_find_leaf_finds_what_is_there():
 @pytest.mark.parametrize("shared", [False, True])
 def test_list_leaf_lists_each_cell_that_holds_items_once(shared):
     leaf_cells, cell_live = np.array([9, 4, 0, 2, 4], np.int32), np.array([3, 1, 0, 1, 7], np.int32)
-    seen = np.full(5 if shared else 0, -1, np.int32)
+    seen = np.zeros(int(shared), np.uint64)
     query, cell = np.full(8, -1, np.int32), np.full(8, -1, np.int32)
     # Cells 4, 0, 2, of which 2 is vacant and 0 is to be left out.
     counts = probing.list_leaf(1, 3, 5, 0, shared, leaf_cells, cell_live, seen, query, cell, 2)
@@ -127,16 +127,12 @@ def test_list_leaf_lists_each_cell_that_holds_items_once(shared):
     assert cell[2:4].tolist() == [4, 0]
     assert query[:4].tolist() == [-1, -1, 5, 5]
     if shared:
-        assert probing.list_leaf(4, 1, 5, 0, True, leaf_cells, cell_live, seen, query, cell, 4)[:3] == (
-            0,
-            7,
-            0,
-        )
-        assert probing.list_leaf(4, 1, 6, 0, True, leaf_cells, cell_live, seen, query, cell, 4)[:3] == (
-            1,
-            7,
-            7,
-        )
+        assert seen[0] == 2**4 + 2**0
+        again = probing.list_leaf(4, 1, 5, 0, True, leaf_cells, cell_live, seen, query, cell, 4)
+        assert again == (0, 7, 0, 0)
+        seen[:] = 0
+        again = probing.list_leaf(4, 1, 5, 0, True, leaf_cells, cell_live, seen, query, cell, 4)
+        assert again == (1, 7, 7, 0)
 
 
 @pytest.mark.parametrize("leaves", [[], [7], [0, 1, 5, 6, 7, 26], list(range(27))])
@@ -209,6 +205,16 @@ def test_gathering_small_cells_changes_no_bit(masked, n_queries):
         twin = np.sort(((vectors[usable].astype(np.float64) - queries[q]) ** 2).sum(axis=1))[:size]
         got = (straight[q * size : (q + 1) * size] >> 32).astype(np.int32).view(np.float32)
         np.testing.assert_allclose(got, twin, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "lanes"), [([], 0), ([1], 16), ([16, 1], 32), ([24] * 3, 128), ([24] * 20, 256)]
+)
+def test_small_cells_get_no_more_lanes_than_they_fill(sizes, lanes):
+    cell_start = np.concatenate([[0], np.cumsum([*sizes, 25])])
+    cells = np.arange(len(sizes) + 1, dtype=np.int32)
+    sections = np.array([[0, 0, 0, 6], [0, len(cells), 0, 6]])
+    assert gathering.count_lanes(sections, cells, cell_start) == lanes
 
 
 def test_gather_block_compacts_kept_columns():
