@@ -142,8 +142,11 @@ class ProxyHashStage(HashStage):
 
     def _run_epoch(self) -> dict[str, float]:
         if 0 < len(self.history) < SETTLED_AFTER * self.settings.epochs:
-            self._codes = self._solve(self._averages + HYSTERESIS * self._codes)
+            self._solve_again()
         return super()._run_epoch()
+
+    def _solve_again(self) -> None:
+        self._codes = self._solve(self._averages + HYSTERESIS * self._codes)
 
     def _loss(self, outputs: Tensor, classes: Tensor) -> Tensor:
         scores = self._split(outputs)
