@@ -16,8 +16,10 @@ ROOT = PACKAGE.parent
 ROOMS = ("embedding", "assignment", "search")
 DOORS = sorted(path.parent.name for path in PACKAGE.glob("*/__init__.py"))
 # Packages beside the standard library: those a room may import with its modules, and when it needs them.
-AT_ONCE = {"assignment": {"numpy", "scipy", "numba"}, "search": {"numpy", "numba"}}
+AT_ONCE = {"assignment": {"numpy", "scipy", "numba"}, "search": {"numpy", "numba", "llvmlite"}}
 WHEN_NEEDED = {"assignment": {"networkx", "joblib", "ortools"}, "search": {"joblib", "faiss"}}
+# Modules that any room may use; they use the standard library alone.
+COMMON = {"hqsearch.threads"}
 
 
 def imports_of(path):
@@ -69,10 +71,16 @@ def test_rooms_do_not_import_each_other(room):
 def test_a_room_imports_only_what_the_design_allows_it_and_extras_only_when_needed(room):
     found = {(module, at_once) for path in files_of(room) for module, at_once in imports_of(path)}
     own = {module for module, _ in found if f"{module}.".startswith(f"hqsearch.{room}.")}
-    others = {(module.split(".")[0], at_once) for module, at_once in found if module not in own}
+    others = {(module.split(".")[0], at_once) for module, at_once in found if module not in own | COMMON}
     others = {(name, at_once) for name, at_once in others if name not in sys.stdlib_module_names}
     assert {name for name, at_once in others if at_once} <= AT_ONCE[room]
     assert {name for name, _ in others} <= AT_ONCE[room] | WHEN_NEEDED[room]
+
+
+@pytest.mark.parametrize("module", sorted(COMMON))
+def test_what_the_rooms_share_uses_the_standard_library_alone(module):
+    path = PACKAGE.parent / f"{module.replace('.', '/')}.py"
+    assert {name.split(".")[0] for name in imported_modules(path)} <= sys.stdlib_module_names
 
 
 @pytest.mark.parametrize("room", DOORS)

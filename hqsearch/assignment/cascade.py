@@ -9,7 +9,7 @@ import numpy as np
 
 from hqsearch.assignment.network import check_penalties, check_scores, raise_for_status
 from hqsearch.assignment.solvers import check_solver, solve_level
-from hqsearch.assignment.threads import share_work
+from hqsearch.threads import share_work
 
 __all__ = ["solve_cascade", "solve_cascades"]
 

@@ -98,7 +98,7 @@ def codes_of_components(network: LevelNetwork, n_jobs: int | None, codes: np.nda
     from joblib import effective_n_jobs
 
     from hqsearch.assignment import level_codes
-    from hqsearch.assignment.threads import share_work
+    from hqsearch.threads import share_work
 
     _, start, members = level_codes.group_members(network.components().astype(np.int64))
     n_workers = effective_n_jobs(n_jobs)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +9,7 @@ import numpy as np
 
 from hqsearch.search.checks import check_allowed, check_exclude, check_probing, check_queries, readable
 from hqsearch.search.results import RadiusResult, SearchResult, SearchStats
+from hqsearch.threads import share_work
 
 if TYPE_CHECKING:
     from hqsearch.search.table import LeafTable
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 # Queries of one task: enough to share leaves, few enough to stay in the caches and to spread over threads.
 _SLICE, _MIN_SLICE, _LONGER = 2048, 128, 4
 _NO_MASK = np.empty(0, dtype=np.uint8)
-_NO_SKIP = np.full(1, -1, dtype=np.int64)
 _ONE_QUERY = np.zeros(1, dtype=np.int64)
 
 
@@ -55,10 +54,8 @@ class _Batch:
     def pairs(self, order: np.ndarray, n_neighbors: int):
         """Plan a slice; return its pairs sorted by cell and the plan's totals."""
         engine = _kernels()
-        pair_query, pair_cell, totals = engine.plan_search(
-            order, *self.queried, n_neighbors, *self.rules, *self.leaves
-        )
-        return *engine.sort_pairs(pair_query, pair_cell, self.directory.cell_live.size), totals
+        *lists, totals = engine.plan_search(order, *self.queried, n_neighbors, *self.rules, *self.leaves)
+        return *engine.sort_pairs(*engine.pair_lists(*lists), self.directory.cell_live.size), totals
 
     def stats(self, totals) -> SearchStats:
         """Add up the totals of the slices' plans; refuse level scores that a plan could not use."""
@@ -74,24 +71,25 @@ class _Batch:
         n_queries = len(self.queries)
         if n_queries <= 1:
             return [run(_ONE_QUERY)] if n_queries else []
-        codes = self.codes
-        order = np.lexsort(codes.T[::-1]) if codes.shape[1] > 1 else np.argsort(codes[:, 0], kind="stable")
-        # joblib says how many threads (it knows its contexts and nesting), but starting and stopping its own
-        # takes 25 ms, longer than searching for tens of thousands of queries.
+        order = _kernels().order_by_code(self.codes)
         from joblib import effective_n_jobs
 
         n_threads = effective_n_jobs(n_jobs)
         # Queries of one code share its leaves only; those that open further leaves meet more of the same
         # cells in a longer slice.
-        most = _SLICE * min(_LONGER, max(1, self.rules[0] // codes.shape[1]))
-        # Small batches too are spread over the threads.
+        most = _SLICE * min(_LONGER, max(1, self.rules[0] // self.codes.shape[1]))
+        # Small batches too are spread over the threads, and every thread gets as many slices.
         size = min(most, max(_MIN_SLICE, -(-n_queries // (2 * n_threads))))
-        slices = [order[i : i + size] for i in range(0, n_queries, size)]
-        n_threads = min(len(slices), n_threads)
-        if n_threads == 1:
-            return [run(piece) for piece in slices]
-        with ThreadPoolExecutor(n_threads) as threads:
-            return list(threads.map(run, slices))
+        n_slices = -(-n_queries // size)
+        n_slices = -(-n_slices // n_threads) * n_threads
+        slices = np.array_split(order, n_slices)
+        outcomes: list = [None] * n_slices
+
+        def answer(i: int) -> None:
+            outcomes[i] = run(slices[i])
+
+        share_work(answer, n_slices, n_threads)
+        return outcomes
 
 
 def refuse_numbers(broken: int) -> None:
@@ -118,11 +116,11 @@ def _search_alone(
     distances = np.empty((1, n_neighbors), dtype=np.float32)
     positions = np.empty((1, n_neighbors), dtype=np.int64)
     keep = _NO_MASK if table.n_live_items == table.n_items else readable(table._live_flags)
-    totals, n_found = _kernels().search_slice(
-        queries, _ONE_QUERY, _NO_SKIP, codes, level_scores, _NO_SKIP, n_neighbors,
-        -1 if n_probes is None else n_probes, lexicographic, table.sparsity > 1 or codes.shape[1] > 1,
-        *table._leaf_arrays, *table._directory.segments[0].kernel_arrays,
-        keep, distances, positions,
+    shared = table.sparsity > 1 or codes.shape[1] > 1
+    places, _arrays = table._places
+    totals, n_found = _kernels().search_alone(
+        queries, codes, level_scores, n_neighbors, -1 if n_probes is None else n_probes, lexicographic,
+        shared, places, keep, distances, positions,
     )  # fmt: skip
     opened, empty, candidates, broken = totals.tolist()
     if broken:
@@ -227,7 +225,7 @@ def plan_batch(
     queries = np.zeros((len(codes), table.embedding_dim), dtype=np.float32)
     batch = _Batch(table, queries, level_scores, codes, n_probes, probing, None, None)
     order = np.arange(len(codes))
-    plan = _kernels().plan_search
-    pair_query, pair_cell, totals = plan(order, *batch.queried, n_neighbors, *batch.rules, *batch.leaves)
+    engine = _kernels()
+    *lists, totals = engine.plan_search(order, *batch.queried, n_neighbors, *batch.rules, *batch.leaves)
     batch.stats([totals])
-    return pair_query, pair_cell
+    return engine.pair_lists(*lists)

@@ -12,8 +12,12 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
+from hqsearch.search.instructions import LEAF_KERNEL
+
 BLOCK = 64
 SLACK = 16
+# Bytes of a cache line, and of the widest vector register: one that straddles two lines is twice the work.
+LINE = 64
 
 PLAIN, FLOAT16, INT8 = 0, 1, 2
 STORAGE_KINDS = {"float32": PLAIN, "float16": FLOAT16, "int8": INT8}
@@ -21,6 +25,22 @@ RAW_DTYPES = (np.float32, np.uint16, np.uint8)
 
 # A float16's bits, moved to float32's places, are 2**112 too small: the difference of the exponent biases.
 _HALF_SCALE = np.float32(2.0**112)
+
+
+def aligned_zeros(size: int, dtype: type) -> np.ndarray:
+    """Zeros of shape (size,) that begin on a cache line, as kernels read whole blocks fastest."""
+    n_bytes = size * np.dtype(dtype).itemsize
+    room = np.zeros(n_bytes + LINE, dtype=np.uint8)
+    first = -room.ctypes.data % LINE
+    return room[first : first + n_bytes].view(dtype)
+
+
+@njit(cache=True, nogil=True)
+def aligned_floats(size):
+    """Memory of shape (size,) and dtype float32 that begins on a cache line, for kernels to work in."""
+    room = np.empty(size + LINE // 4, dtype=np.float32)
+    first = (LINE - np.int64(room.ctypes.data) % LINE) % LINE // 4
+    return room[first : first + size]
 
 
 @njit(cache=True, nogil=True)
@@ -53,7 +73,7 @@ def unpack(packed, cell_start, embedding_dim, rows):
             first += width
 
 
-@njit(cache=True, nogil=True)
+@njit(**LEAF_KERNEL)
 def decode_half(bits, start, size, target):
     """Write `size` float16 values, given as uint16 bits, as float32 to the head of `target`."""
     words = target.view(np.uint32)
@@ -64,7 +84,7 @@ def decode_half(bits, start, size, target):
         target[i] *= _HALF_SCALE
 
 
-@njit(cache=True, nogil=True)
+@njit(**LEAF_KERNEL)
 def decode_bytes(levels, start, width, low, step, target):
     """Write a block of `width` items, given as steps above each dimension's lowest value, as float32."""
     for j in range(low.size):

@@ -8,80 +8,78 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from hqsearch.search.blocks import BLOCK, PLAIN, SLACK
-from hqsearch.search.scoring import CHUNK, CHUNK_BLOCKS, gather_block, score_chunk
-from hqsearch.search.topk import make_room
+from hqsearch.search.blocks import BLOCK, FLOAT16, LINE, PLAIN, SLACK, aligned_floats
+from hqsearch.search.instructions import LEAF_KERNEL, prefetch
+from hqsearch.search.scoring import CHUNK, CHUNK_BLOCKS, gather_block, score_chunk, square_distances_apart
+from hqsearch.search.topk import NO_ITEM, make_room, offer
 
 # Cells of at most so many items are gathered.
 SMALL_CELL = 24
 
 
-@njit(cache=True, nogil=True)
+@njit(**LEAF_KERNEL)
 def gathering_limit(n_queries):
     """Largest cell to gather for so many queries: gathering pays by the query."""
     return min(SMALL_CELL, 4 * n_queries)
 
 
-@njit(cache=True, nogil=True)
-def count_common(pair_cell, first, first_end, second, second_end):
+@njit(**LEAF_KERNEL)
+def count_common(list_cell, first, first_end, second, second_end):
     """Count the cells that two lists have in common before they first differ."""
     n = min(first_end - first, second_end - second)
     for i in range(n):
-        if pair_cell[first + i] != pair_cell[second + i]:
+        if list_cell[first + i] != list_cell[second + i]:
             return i
     return n
 
 
 @njit(cache=True, nogil=True)
-def share_lists(pair_query, pair_cell, n_planned):
-    """Cut the queries' lists of cells into sections that consecutive queries share.
+def share_lists(list_place, list_start, list_cell):
+    """Cut lists of cells into sections that consecutive queries share.
 
-    Queries whose codes differ in a later leaf begin with the same cells. Returns rows of (first pair,
-    end pair, first query, end query): the cells of those pairs, for those queries. Each pair lies in
-    one section.
+    Queries whose codes differ in a later leaf begin with the same cells. The parameters are the lists as
+    `plan_search` gives them. Returns rows of (first entry, end entry, first place, end place): the cells of
+    those entries of `list_cell`, for those queries. Each pair of query and cell lies in one section.
     """
-    starts = np.searchsorted(pair_query, np.arange(n_planned + 1))
-    sections = np.empty((2 * n_planned, 4), dtype=np.int64)
+    n_lists = list_place.size - 1
+    sections = np.empty((2 * n_lists, 4), dtype=np.int64)
     n_sections = 0
-    place = 0
-    while place < n_planned:
-        first, end = starts[place], starts[place + 1]
+    first_list = 0
+    while first_list < n_lists:
+        first, end = list_start[first_list], list_start[first_list + 1]
         shared_end = end
-        family_end = place + 1
-        while end > first and family_end < n_planned:
-            n_common = count_common(pair_cell, first, shared_end, starts[family_end], starts[family_end + 1])
+        end_list = first_list + 1
+        while end > first and end_list < n_lists:
+            n_common = count_common(
+                list_cell, first, shared_end, list_start[end_list], list_start[end_list + 1]
+            )
             if 2 * n_common < end - first:
                 break
             shared_end = first + n_common
-            family_end += 1
+            end_list += 1
         if end > first:
-            sections[n_sections] = first, shared_end, place, family_end
+            sections[n_sections] = first, shared_end, list_place[first_list], list_place[end_list]
             n_sections += 1
         n_shared = shared_end - first
-        while place < family_end:
-            rest, rest_end = starts[place] + n_shared, starts[place + 1]
-            after = place + 1
-            while after < family_end and starts[after + 1] - starts[after] - n_shared == rest_end - rest:
-                other = starts[after] + n_shared
-                if count_common(pair_cell, rest, rest_end, other, starts[after + 1]) < rest_end - rest:
-                    break
-                after += 1
-            if rest_end > rest:
-                sections[n_sections] = rest, rest_end, place, after
+        for i in range(first_list, end_list):
+            if list_start[i] + n_shared < list_start[i + 1]:
+                sections[n_sections] = (
+                    list_start[i] + n_shared, list_start[i + 1], list_place[i], list_place[i + 1],
+                )  # fmt: skip
                 n_sections += 1
-            place = after
+        first_list = end_list
     return sections[:n_sections]
 
 
 @njit(cache=True, nogil=True)
-def list_large_cells(sections, pair_cell, cell_start):
+def list_large_cells(sections, list_cell, cell_start):
     """List the pairs of cells that are scored where they lie; they come in no order."""
     n_large = 0
     for section in range(len(sections)):
         first, end, first_place, end_place = sections[section]
         limit = gathering_limit(end_place - first_place)
-        for pair in range(first, end):
-            cell = pair_cell[pair]
+        for entry in range(first, end):
+            cell = list_cell[entry]
             if cell_start[cell + 1] - cell_start[cell] > limit:
                 n_large += end_place - first_place
     large_query, large_cell = np.empty(n_large, dtype=np.int32), np.empty(n_large, dtype=np.int32)
@@ -89,8 +87,8 @@ def list_large_cells(sections, pair_cell, cell_start):
     for section in range(len(sections)):
         first, end, first_place, end_place = sections[section]
         limit = gathering_limit(end_place - first_place)
-        for pair in range(first, end):
-            cell = pair_cell[pair]
+        for entry in range(first, end):
+            cell = list_cell[entry]
             if cell_start[cell + 1] - cell_start[cell] > limit:
                 for place in range(first_place, end_place):
                     large_query[n_large], large_cell[n_large] = place, cell
@@ -98,7 +96,7 @@ def list_large_cells(sections, pair_cell, cell_start):
     return large_query, large_cell
 
 
-@njit(cache=True, nogil=True)
+@njit(**LEAF_KERNEL)
 def copy_column(source, origin, origin_stride, target, start, stride, dim):
     """Copy `dim` values that lie `origin_stride` apart to places `stride` apart."""
     # Unsigned indices spare the test for negative ones.
@@ -110,62 +108,143 @@ def copy_column(source, origin, origin_stride, target, start, stride, dim):
         to += target_step
 
 
-@njit(cache=True, nogil=True)
-def count_lanes(sections, pair_cell, cell_start):
+@njit(**LEAF_KERNEL)
+def count_lanes(sections, list_cell, cell_start, fewest):
     """Count the lanes that the section with the most small cells fills: whole blocks, or a narrow one.
+
+    Sections of less than `fewest` queries don't count.
 
     Memory for more would only have to be cleared, for which a single query would wait.
     """
     most = np.int64(0)
     for section in range(len(sections)):
         first, end, first_place, end_place = sections[section]
+        if end_place - first_place < fewest:
+            continue
         limit = gathering_limit(end_place - first_place)
         n_items = np.int64(0)
-        for pair in range(first, end):
-            width = cell_start[pair_cell[pair] + 1] - cell_start[pair_cell[pair]]
+        for entry in range(first, end):
+            width = cell_start[list_cell[entry] + 1] - cell_start[list_cell[entry]]
             n_items += width * (width <= limit)
         most = max(most, n_items)
     unit = SLACK if most <= BLOCK else BLOCK
     return min(CHUNK, (most + unit - 1) // unit * unit)
 
 
+@njit(**LEAF_KERNEL)
+def score_apart(
+    flat, dim, skipped, place, starts, strides, n_items, source, item_positions, distances, keys,
+    n_neighbors, room,
+):  # fmt: skip
+    """Score the listed items, where they lie, for one query: for one alone, gathering them takes longer."""
+    words = distances.view(np.int32)
+    n_lanes = (n_items + BLOCK - 1) // BLOCK * BLOCK
+    for i in range(n_items, (n_items + 7) // 8 * 8):
+        starts[i], strides[i] = starts[n_items - 1], strides[n_items - 1]
+    for first in range(0, n_items, 8):
+        square_distances_apart(flat, place * dim, dim, source, starts, strides, first, distances)
+    for lane in range(n_items, n_lanes):
+        words[lane] = NO_ITEM
+    offer(
+        words, 0, n_lanes // BLOCK, item_positions, 0, skipped[place], keys, place * n_neighbors, n_neighbors,
+        room,
+    )  # fmt: skip
+
+
+@njit(**LEAF_KERNEL)
+def score_alone(
+    flat, dim, skipped, place, first, end, limit, list_cell, plain, cell_start, positions,
+    starts, strides, item_positions, distances, keys, n_neighbors, room,
+):  # fmt: skip
+    """Score the small cells of the entries ``first:end`` for one query."""
+    n_items = 0
+    for entry in range(first, end):
+        row, end_row = cell_start[list_cell[entry]], cell_start[list_cell[entry] + 1]
+        width = end_row - row
+        if width > limit:
+            continue
+        if n_items + width > CHUNK:
+            score_apart(
+                flat, dim, skipped, place, starts, strides, n_items, plain, item_positions, distances, keys,
+                n_neighbors, room,
+            )  # fmt: skip
+            n_items = 0
+        for i in range(width):
+            starts[n_items + i] = np.uint64(row * dim + i)
+            strides[n_items + i] = np.uint64(width)
+            item_positions[n_items + i] = positions[row + i]
+        n_items += width
+    if n_items > 0:
+        score_apart(
+            flat, dim, skipped, place, starts, strides, n_items, plain, item_positions, distances, keys,
+            n_neighbors, room,
+        )  # fmt: skip
+
+
+@njit(**LEAF_KERNEL)
+def prefetch_small_cells(section, list_cell, cell_start, plain, encoded, kind, dim):
+    """Ask for the vectors of a section's small cells, which lie here and there, before they are gathered."""
+    first, end, first_place, end_place = section
+    limit = gathering_limit(end_place - first_place)
+    for entry in range(first, end):
+        row, end_row = cell_start[list_cell[entry]], cell_start[list_cell[entry] + 1]
+        if end_row - row > limit:
+            continue
+        if kind == PLAIN:
+            for value in range(row * dim, end_row * dim, LINE // 4):
+                prefetch(plain, value)
+        else:
+            width = 2 if kind == FLOAT16 else 1
+            for byte in range(row * dim * width, end_row * dim * width, LINE):
+                prefetch(encoded, byte)
+
+
 @njit(cache=True, nogil=True)
 def score_small_cells(
-    queries, skipped, sections, pair_cell,
+    queries, skipped, sections, list_cell,
     plain, encoded, kind, low, step, cell_start, positions, keep, keys, n_neighbors,
 ):  # fmt: skip
     """Gather and score the cells that `list_large_cells` leaves.
 
-    `sections` come from `share_lists`, whose pairs those of `pair_cell` are; the other parameters are those
+    `sections` come from `share_lists`, whose lists those of `list_cell` are; the other parameters are those
     of `score_pairs`.
     """
     dim = queries.shape[1]
     flat = queries.ravel()
     places = np.arange(queries.shape[0]).astype(np.int32)
-    distances = np.empty(4 * CHUNK, dtype=np.float32)
+    distances = aligned_floats(4 * CHUNK)
     room = make_room(CHUNK_BLOCKS)
     widths = np.full(CHUNK_BLOCKS, BLOCK, dtype=np.int64)
     counts = widths.copy()
-    n_lanes = count_lanes(sections, pair_cell, cell_start)
-    gathered = np.zeros(n_lanes * dim + SLACK, dtype=np.float32)
-    gathered_positions = np.empty(CHUNK, dtype=np.int32)
     decoding = kind != PLAIN or keep.size > 0
+    n_lanes = count_lanes(sections, list_cell, cell_start, 1 if decoding else 2)
+    gathered = aligned_floats(n_lanes * dim + SLACK)
+    gathered_positions = np.empty(CHUNK, dtype=np.int32)
+    starts, strides = np.empty(CHUNK + 8, dtype=np.uint64), np.empty(CHUNK + 8, dtype=np.uint64)
     scratch = np.zeros(dim * SMALL_CELL + SLACK if decoding else 0, dtype=np.float32)
     scratch_positions = np.empty(SMALL_CELL, dtype=np.int32)
     kept_columns = np.empty(SMALL_CELL, dtype=np.int32)
     for section in range(len(sections)):
+        if section + 1 < len(sections):
+            prefetch_small_cells(sections[section + 1], list_cell, cell_start, plain, encoded, kind, dim)
         first, end, first_place, end_place = sections[section]
         limit = gathering_limit(end_place - first_place)
+        if end_place - first_place == 1 and not decoding:
+            score_alone(
+                flat, dim, skipped, first_place, first, end, limit, list_cell, plain, cell_start, positions,
+                starts, strides, gathered_positions, distances, keys, n_neighbors, room,
+            )  # fmt: skip
+            continue
         # A few items make a narrow block, so that not many lanes are scored for nothing.
         n_wanted = 0
-        for pair in range(first, end):
-            width = cell_start[pair_cell[pair] + 1] - cell_start[pair_cell[pair]]
+        for entry in range(first, end):
+            width = cell_start[list_cell[entry] + 1] - cell_start[list_cell[entry]]
             n_wanted += width * (width <= limit)
         stride = min(BLOCK, (n_wanted + SLACK - 1) // SLACK * SLACK)
         widths[0] = stride
         n_items = 0
-        for pair in range(first, end):
-            cell = pair_cell[pair]
+        for entry in range(first, end):
+            cell = list_cell[entry]
             row, width = cell_start[cell], cell_start[cell + 1] - cell_start[cell]
             if width > limit:
                 continue

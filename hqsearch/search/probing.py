@@ -12,7 +12,12 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
+from hqsearch.search.instructions import LEAF_KERNEL
+
 BAD_SCORES = 1
+
+# Bits of a leaf id that one pass of a sort looks at, at most.
+_MOST_BITS = 13
 
 
 class PrefixTree(NamedTuple):
@@ -56,14 +61,14 @@ class PrefixTree(NamedTuple):
         )
 
 
-@njit(cache=True, nogil=True)
+@njit(**LEAF_KERNEL)
 def ascending_bits(value):
     """Map a float64 to an int64 that sorts in the same order; both zeros map to 0."""
     bits = np.float64(value + 0.0).view(np.int64)
     return bits if bits >= 0 else bits ^ np.int64(0x7FFFFFFFFFFFFFFF)
 
 
-@njit(cache=True, nogil=True)
+@njit(**LEAF_KERNEL)
 def push_node(heap_keys, heap_nodes, heap_sums, size, key, node, total):
     """Add a node to a heap whose least (key, node) comes first; the caller counts its size."""
     i = size
@@ -76,7 +81,7 @@ def push_node(heap_keys, heap_nodes, heap_sums, size, key, node, total):
     heap_keys[i], heap_nodes[i], heap_sums[i] = key, node, total
 
 
-@njit(cache=True, nogil=True)
+@njit(**LEAF_KERNEL)
 def drop_first(heap_keys, heap_nodes, heap_sums, size):
     """Remove the first of `size` nodes of a heap."""
     size -= 1
@@ -108,7 +113,7 @@ def rank_buckets(level_scores, ranks):
             ranks[level, by_score[place]] = place
 
 
-@njit(cache=True, nogil=True)
+@njit(**LEAF_KERNEL)
 def expand_node(
     node, level, total, key, level_scores, best_scores, ranks, lexicographic, child_start, digit,
     heap_keys, heap_nodes, heap_sums, size,
@@ -135,7 +140,7 @@ def expand_node(
     return size
 
 
-@njit(cache=True, nogil=True)
+@njit(**LEAF_KERNEL)
 def find_leaf(leaf_ids, leaf_id):
     """Index of `leaf_id` among the ascending `leaf_ids`, -1 when it is not there."""
     low, high = 0, leaf_ids.size
@@ -150,7 +155,7 @@ def find_leaf(leaf_ids, leaf_id):
     return -1
 
 
-@njit(cache=True, nogil=True)
+@njit(**LEAF_KERNEL)
 def equal_rows(rows, first, second):
     """Whether two rows of a matrix are equal."""
     for i in range(rows.shape[1]):
@@ -172,16 +177,14 @@ def lengthen(array, n_free, n_used):
     return longer
 
 
-@njit(cache=True, nogil=True)
-def list_leaf(
-    first, n_entries, place, own_cell, shared, leaf_cells, cell_live, seen, pair_query, pair_cell, n_pairs
-):
-    """Write a leaf's cells that hold items, and that `place` has not listed yet, behind the first pairs.
+@njit(**LEAF_KERNEL)
+def list_leaf(first, n_entries, own_cell, shared, leaf_cells, cell_live, seen, list_cell, n_listed):
+    """Write a leaf's cells that hold items, and that the query has not listed yet, behind the first ones.
 
-    `seen` has a bit for each cell that `place` has listed.
+    `seen` has a bit for each cell that the query has listed.
 
-    Returns the number of pairs written, the items in the leaf, the items in the pairs written, and whether
-    `own_cell` is one of their cells.
+    Returns the number of cells written, the items in the leaf, the items in the cells written, and whether
+    `own_cell` is one of them.
     """
     n_new = live = n_fresh = left_out = np.int64(0)
     for entry in range(first, first + n_entries):
@@ -189,8 +192,7 @@ def list_leaf(
         n_items = np.int64(cell_live[cell])
         live += n_items
         # Writing first and counting afterwards needs no branch.
-        pair_query[n_pairs + n_new] = place
-        pair_cell[n_pairs + n_new] = cell
+        list_cell[n_listed + n_new] = cell
         fresh = n_items > 0
         if shared:
             word, bit = cell >> 6, np.uint64(1) << np.uint64(cell & 63)
@@ -208,6 +210,8 @@ def plan_search(
     leaf_ids, leaf_start, leaf_cells, cell_live, child_start, digit, level_start,
 ):  # fmt: skip
     """Choose each query's leaves and list the cells they hold, each once.
+
+    Queries of equal codes that follow one another share a list, unless one of them has to open more leaves.
 
     Parameters
     ----------
@@ -236,8 +240,12 @@ def plan_search(
 
     Returns
     -------
-    pair_query, pair_cell : ndarray of shape (n_pairs,), dtype int32
-        Places in `order`, ascending, and the cells to score for each.
+    list_place : ndarray of shape (n_lists + 1,), dtype int64
+        List ``i`` is that of the places ``list_place[i]`` to ``list_place[i + 1] - 1`` in `order`.
+    list_start : ndarray of shape (n_lists + 1,), dtype int64
+        Its cells are ``list_cell[list_start[i]:list_start[i + 1]]``.
+    list_cell : ndarray, dtype int32
+        The cells to score.
     totals : ndarray of shape (4,), dtype int64
         Leaves opened, empty leaves, candidates, and `BAD_SCORES` when a needed level score was not finite.
     """
@@ -245,14 +253,19 @@ def plan_search(
     n_levels, branching_factor = level_scores.shape[1], level_scores.shape[2]
     n_leaves = leaf_ids.size
     last_level = level_start[n_levels] if n_leaves > 0 else np.int64(0)
-    capacity = max(16, 2 * n_planned * sparsity)
-    pair_query = np.empty(capacity, dtype=np.int32)
-    pair_cell = np.empty(capacity, dtype=np.int32)
-    n_pairs = 0
+    list_cell = np.empty(max(16, 2 * n_planned * sparsity), dtype=np.int32)
+    list_place = np.empty(n_planned + 1, dtype=np.int64)
+    list_start = np.empty(n_planned + 1, dtype=np.int64)
+    n_lists = 0
+    n_cells = 0
     totals = np.zeros(4, dtype=np.int64)
     # Bits, so that a single query does not wait for a large array to be filled.
     seen = np.zeros((cell_live.size + 63) // 64 if shared else 0, dtype=np.uint64)
-    own_leaves = np.empty(sparsity, dtype=np.int64)
+    # Of the last list: its own leaves; and how many entries, items and empty leaves the first of them made.
+    own_codes, own_leaves = np.full(sparsity, -1), np.empty(sparsity, dtype=np.int64)
+    own_entries, own_found = np.zeros(sparsity + 1, dtype=np.int64), np.zeros(sparsity + 1, dtype=np.int64)
+    own_empty = np.zeros(sparsity + 1, dtype=np.int64)
+    n_own = 0
     # The walk's arrays are made by the first query that needs them.
     heap_keys = np.empty(0, dtype=np.int64)
     heap_nodes = np.empty(0, dtype=np.int64)
@@ -260,40 +273,49 @@ def plan_search(
     ranks = np.empty((0, 0), dtype=np.int64)
     best_scores = np.empty(0, dtype=np.float64)
     repeatable = False
-    first_pair, last_listed, last_empty = 0, 0, np.int64(0)
+    list_begin, last_found, last_opened, last_empty = 0, np.int64(0), 0, np.int64(0)
+    wanted = sparsity if n_probes < 0 else n_probes
     for place in range(n_planned):
         query = order[place]
         if repeatable and equal_rows(codes, query, order[place - 1]):
             # Queries of one class often have one code: the same cells, but for what they leave out.
-            n_repeated = n_pairs - first_pair
-            pair_query = lengthen(pair_query, n_repeated, n_pairs)
-            pair_cell = lengthen(pair_cell, n_repeated, n_pairs)
-            n_found = last_listed
-            for i in range(n_repeated):
-                cell = pair_cell[first_pair + i]
-                pair_query[n_pairs + i] = place
-                pair_cell[n_pairs + i] = cell
-                n_found -= own_cell[query] == cell
+            n_found = last_found
+            if own_cell[query] >= 0:
+                for i in range(list_begin, n_cells):
+                    n_found -= list_cell[i] == own_cell[query]
             if n_found >= n_neighbors:
-                first_pair = n_pairs
-                n_pairs += n_repeated
-                totals[0] += sparsity
+                totals[0] += last_opened
                 totals[1] += last_empty
                 totals[2] += n_found
                 continue
-        first_pair, n_listed, empty_before = n_pairs, 0, totals[1]
+        # Queries that follow one another differ in their later leaves first: copy what they share.
         n_opened = 0
-        n_found = 0
+        while n_opened < min(n_own, wanted) and codes[query, n_opened] == own_codes[n_opened]:
+            n_opened += 1
+        n_kept = own_entries[n_opened]
+        if shared:
+            for i in range(list_begin + n_kept, n_cells):
+                seen[list_cell[i] >> 6] &= ~(np.uint64(1) << np.uint64(list_cell[i] & 63))
+        if n_cells + n_kept > list_cell.size:
+            list_cell = lengthen(list_cell, n_kept, n_cells)
+        n_found = last_found = own_found[n_opened]
+        for i in range(n_kept):
+            list_cell[n_cells + i] = list_cell[list_begin + i]
+            n_found -= list_cell[n_cells + i] == own_cell[query]
+        list_begin = n_cells
+        list_place[n_lists], list_start[n_lists] = place, list_begin
+        n_lists += 1
+        n_cells += n_kept
+        n_own, n_empty = n_opened, own_empty[n_opened]
         size = 0
         walking = False
         while True:
-            wanted = sparsity if n_probes < 0 else n_probes
             if n_opened >= wanted and n_found >= n_neighbors:
                 break
             is_own = n_opened < sparsity
             if is_own:
-                leaf = find_leaf(leaf_ids, codes[query, n_opened])
-                own_leaves[n_opened] = leaf
+                own_codes[n_opened] = codes[query, n_opened]
+                leaf = own_leaves[n_opened] = find_leaf(leaf_ids, own_codes[n_opened])
                 n_opened += 1
             else:
                 if not walking:
@@ -312,7 +334,8 @@ def plan_search(
                                 totals[3] = BAD_SCORES
                             best_scores[level] = max(best_scores[level], score)
                     if totals[3] != 0:
-                        return pair_query[:0], pair_cell[:0], totals
+                        list_place[:2], list_start[:2] = 0, 0
+                        return list_place[:1], list_start[:1], list_cell[:0], totals
                     if lexicographic:
                         rank_buckets(level_scores[query], ranks)
                     if n_leaves > 0:
@@ -349,26 +372,76 @@ def plan_search(
             live = 0
             if leaf >= 0:
                 n_entries = leaf_start[leaf + 1] - leaf_start[leaf]
-                if n_pairs + n_entries > pair_cell.size:
-                    pair_query = lengthen(pair_query, n_entries, n_pairs)
-                    pair_cell = lengthen(pair_cell, n_entries, n_pairs)
+                if n_cells + n_entries > list_cell.size:
+                    list_cell = lengthen(list_cell, n_entries, n_cells)
                 n_new, live, n_fresh, left_out = list_leaf(
-                    leaf_start[leaf], n_entries, place, own_cell[query], shared, leaf_cells, cell_live, seen,
-                    pair_query, pair_cell, n_pairs,
+                    leaf_start[leaf], n_entries, own_cell[query], shared, leaf_cells, cell_live, seen,
+                    list_cell, n_cells,
                 )  # fmt: skip
-                n_pairs += n_new
-                n_listed += n_fresh
+                n_cells += n_new
+                last_found += n_fresh
                 n_found += n_fresh - left_out
-            if is_own and live == 0:
-                totals[1] += 1
-        if shared:
-            for pair in range(first_pair, n_pairs):
-                seen[pair_cell[pair] >> 6] = 0
+            if is_own:
+                n_own = n_opened
+                n_empty += live == 0
+                own_entries[n_own], own_found[n_own] = n_cells - list_begin, last_found
+                own_empty[n_own] = n_empty
         totals[0] += n_opened
+        totals[1] += n_empty
         totals[2] += n_found
-        repeatable = n_probes < 0 and not walking
-        last_listed, last_empty = n_listed, totals[1] - empty_before
-    return pair_query[:n_pairs], pair_cell[:n_pairs], totals
+        repeatable = not walking
+        last_opened, last_empty = n_opened, n_empty
+    list_place[n_lists], list_start[n_lists] = n_planned, n_cells
+    return list_place[: n_lists + 1], list_start[: n_lists + 1], list_cell[:n_cells], totals
+
+
+@njit(cache=True, nogil=True)
+def pair_lists(list_place, list_start, list_cell):
+    """Turn lists of cells into pairs of a query's place and a cell, ascending by place (int32 both)."""
+    n_lists = list_place.size - 1
+    n_pairs = 0
+    for i in range(n_lists):
+        n_pairs += (list_place[i + 1] - list_place[i]) * (list_start[i + 1] - list_start[i])
+    pair_query, pair_cell = np.empty(n_pairs, dtype=np.int32), np.empty(n_pairs, dtype=np.int32)
+    n_pairs = 0
+    for i in range(n_lists):
+        for place in range(list_place[i], list_place[i + 1]):
+            for entry in range(list_start[i], list_start[i + 1]):
+                pair_query[n_pairs], pair_cell[n_pairs] = place, list_cell[entry]
+                n_pairs += 1
+    return pair_query, pair_cell
+
+
+@njit(cache=True, nogil=True)
+def order_by_code(codes):
+    """Order queries by their leaves, column by column, as `np.lexsort` of the reversed columns does (int64).
+
+    A sort by digits takes a third of `np.lexsort`'s time, during which the other threads would wait.
+    """
+    n_queries, sparsity = codes.shape
+    order, other = np.arange(n_queries), np.empty(n_queries, dtype=np.int64)
+    for column in range(sparsity - 1, -1, -1):
+        highest = np.int64(0)
+        for query in range(n_queries):
+            highest = max(highest, codes[query, column])
+        n_bits = 0
+        while highest >> n_bits > 0:
+            n_bits += 1
+        n_passes = (n_bits + _MOST_BITS - 1) // _MOST_BITS
+        width = (n_bits + n_passes - 1) // max(1, n_passes)
+        mask = (np.int64(1) << width) - 1
+        for shift in range(0, n_bits, max(1, width)):
+            next_place = np.zeros(mask + 2, dtype=np.int64)
+            for query in range(n_queries):
+                next_place[(codes[query, column] >> shift & mask) + 1] += 1
+            for digit in range(mask):
+                next_place[digit + 1] += next_place[digit]
+            for i in range(n_queries):
+                digit = codes[order[i], column] >> shift & mask
+                other[next_place[digit]] = order[i]
+                next_place[digit] += 1
+            order, other = other, order
+    return order
 
 
 @njit(cache=True, nogil=True)

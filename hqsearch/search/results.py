@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class SearchStats:
     """Counts of the work of one or more searches; two of them add up with ``+``.
 
@@ -69,7 +69,7 @@ class SearchStats:
         return self.items / self.distances
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class SearchResult:
     """Nearest neighbours of a batch of queries.
 
@@ -91,7 +91,7 @@ class SearchResult:
     n_found: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class RadiusResult:
     """All items within a radius of each query, as rows of a CSR structure.
 

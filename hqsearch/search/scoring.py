@@ -10,7 +10,8 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from hqsearch.search.blocks import BLOCK, FLOAT16, PLAIN, SLACK, decode_bytes, decode_half
+from hqsearch.search.blocks import BLOCK, FLOAT16, PLAIN, SLACK, aligned_floats, decode_bytes, decode_half
+from hqsearch.search.instructions import LEAF_KERNEL
 from hqsearch.search.topk import NO_ITEM, make_room, offer
 
 # Blocks scored before the running top-k looks at them: with more than one it sees few of their items.
@@ -22,7 +23,7 @@ _C1, _C2, _C3 = np.uint64(CHUNK), np.uint64(2 * CHUNK), np.uint64(3 * CHUNK)
 _LANES = np.uint64(SLACK)
 
 
-@njit(cache=True, nogil=True, fastmath={"contract"})
+@njit(**LEAF_KERNEL, fastmath={"contract"})
 def square_distances_4(flat, q0, q1, q2, q3, dim, source, offset, width, out, first):
     """Squared distances of four queries (starts in `flat`) to one block: `out[first + g * CHUNK + i]`."""
     # Unsigned indices spare the test for negative ones, which would keep LLVM from vectorising.
@@ -84,7 +85,7 @@ def square_distances_4(flat, q0, q1, q2, q3, dim, source, offset, width, out, fi
             out[t3 + i] += (x0 - a30) * (x0 - a30)
 
 
-@njit(cache=True, nogil=True, fastmath={"contract"})
+@njit(**LEAF_KERNEL, fastmath={"contract"})
 def square_distances_1(flat, q0, dim, source, offset, width, out, first):
     """Squared distances of one query to one block, bit by bit as `square_distances_4` computes them."""
     d, w, base, b0 = np.uint64(dim), np.uint64(width), np.uint64(offset), np.uint64(q0)
@@ -116,7 +117,42 @@ def square_distances_1(flat, q0, dim, source, offset, width, out, first):
             out[t0 + i] += (x0 - a00) * (x0 - a00)
 
 
-@njit(cache=True, nogil=True)
+@njit(**LEAF_KERNEL, fastmath={"contract"})
+def square_distances_apart(flat, q0, dim, source, starts, strides, first, out):
+    """Squared distances of one query to eight items that lie apart: ``out[first:first + 8]``.
+
+    The values of item ``i`` are ``source[starts[i] + j * strides[i]]``. Eight sums at once, because each
+    addition waits for the one before it.
+    """
+    o0, o1, o2, o3 = starts[first], starts[first + 1], starts[first + 2], starts[first + 3]
+    o4, o5, o6, o7 = starts[first + 4], starts[first + 5], starts[first + 6], starts[first + 7]
+    w0, w1, w2, w3 = strides[first], strides[first + 1], strides[first + 2], strides[first + 3]
+    w4, w5, w6, w7 = strides[first + 4], strides[first + 5], strides[first + 6], strides[first + 7]
+    s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = np.float32(0)
+    b0 = np.uint64(q0)
+    for j in range(np.uint64(dim)):
+        a = flat[b0 + j]
+        s0 += (source[o0] - a) * (source[o0] - a)
+        s1 += (source[o1] - a) * (source[o1] - a)
+        s2 += (source[o2] - a) * (source[o2] - a)
+        s3 += (source[o3] - a) * (source[o3] - a)
+        s4 += (source[o4] - a) * (source[o4] - a)
+        s5 += (source[o5] - a) * (source[o5] - a)
+        s6 += (source[o6] - a) * (source[o6] - a)
+        s7 += (source[o7] - a) * (source[o7] - a)
+        o0 += w0
+        o1 += w1
+        o2 += w2
+        o3 += w3
+        o4 += w4
+        o5 += w5
+        o6 += w6
+        o7 += w7
+    out[first], out[first + 1], out[first + 2], out[first + 3] = s0, s1, s2, s3
+    out[first + 4], out[first + 5], out[first + 6], out[first + 7] = s4, s5, s6, s7
+
+
+@njit(**LEAF_KERNEL)
 def gather_block(
     plain,
     encoded,
@@ -165,7 +201,7 @@ def gather_block(
     return n_kept
 
 
-@njit(cache=True, nogil=True)
+@njit(**LEAF_KERNEL)
 def score_chunk(
     flat, dim, skipped, places, first_place, end_place, source, offset, widths, counts, n_blocks,
     item_positions, first_position, distances, keys, n_neighbors, room,
@@ -178,14 +214,16 @@ def score_chunk(
     words = distances.view(np.int32)
     at_place = first_place
     while at_place < end_place:
-        n_scored = 4 if at_place + 4 <= end_place else 1
+        # Two or three are scored as four, the last one again and again: that is faster than one by one.
+        n_scored = min(4, end_place - at_place)
+        last = at_place + n_scored - 1
         for block in range(n_blocks):
             start = offset + block * dim * BLOCK
             target = block * BLOCK
-            if n_scored == 4:
+            if n_scored > 1:
                 square_distances_4(
                     flat, places[at_place] * dim, places[at_place + 1] * dim,
-                    places[at_place + 2] * dim, places[at_place + 3] * dim,
+                    places[min(at_place + 2, last)] * dim, places[last] * dim,
                     dim, source, start, widths[block], distances, target,
                 )  # fmt: skip
             else:
@@ -230,12 +268,12 @@ def score_pairs(
     """
     dim = queries.shape[1]
     flat = queries.ravel()
-    distances = np.empty(4 * CHUNK, dtype=np.float32)
+    distances = aligned_floats(4 * CHUNK)
     room = make_room(CHUNK_BLOCKS)
     widths = np.empty(CHUNK_BLOCKS, dtype=np.int64)
     decoding = kind != PLAIN or keep.size > 0
     block_size = dim * BLOCK
-    scratch = np.zeros(CHUNK_BLOCKS * block_size + SLACK if decoding else 0, dtype=np.float32)
+    scratch = aligned_floats(CHUNK_BLOCKS * block_size + SLACK if decoding else 0)
     scratch_positions = np.empty(CHUNK if decoding else 0, dtype=np.int32)
     kept_columns = np.empty(BLOCK, dtype=np.int32)
     run = first_pair

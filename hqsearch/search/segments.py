@@ -88,7 +88,7 @@ class Segment:
         cell_start = np.append(first, n_rows).astype(np.int64)
         by_leaf = np.argsort(cell_codes.ravel(), kind="stable")
         leaf_ids, leaf_first = np.unique(cell_codes.ravel()[by_leaf], return_index=True)
-        packed = np.zeros(n_rows * embedding_dim + blocks.SLACK, dtype=raw.dtype)
+        packed = blocks.aligned_zeros(n_rows * embedding_dim + blocks.SLACK, raw.dtype.type)
         blocks.pack(np.ascontiguousarray(raw).ravel(), order, cell_start, embedding_dim, packed)
         return cls(
             packed=packed,

@@ -181,6 +181,21 @@ class LeafTable:
         arrays = (leaves.leaf_ids, leaves.leaf_start, leaves.leaf_cells, leaves.cell_live, *self._tree)
         return tuple(readable(array) for array in arrays)
 
+    @cached_property
+    def _places(self) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
+        """Address and size of each array of a table of one segment, as `engine.search_alone` reads them.
+
+        The last row holds the kind of storage. The arrays come with it: whoever uses the addresses holds
+        them. Copies and pickles of the table leave both behind.
+        """
+        plain, encoded, kind, *rest = self._directory.segments[0].kernel_arrays
+        arrays = (*self._leaf_arrays, plain, encoded, *rest)
+        places = [(array.ctypes.data, array.size) for array in arrays]
+        return np.array([*places, (kind, 0)], dtype=np.int64), arrays
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in LeafTable.__annotations__}
+
     def _tail_segment(self) -> Segment | None:
         """Sort the live items of the tail, if there are any."""
         first = self.n_items - self._n_tail

@@ -9,7 +9,17 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from hqsearch.search.blocks import BLOCK
+from hqsearch.search.blocks import BLOCK, LINE, aligned_floats
+from hqsearch.search.instructions import (
+    AHEAD,
+    LEAF_KERNEL,
+    bits_at_most,
+    bits_below,
+    count_bits,
+    lowest_bit,
+    prefetch,
+    take_minima,
+)
 
 # Above every key of a real item: distance infinity at the highest position.
 EMPTY_KEY = np.int64(0x7F800000_7FFFFFFF)
@@ -17,14 +27,15 @@ EMPTY_KEY = np.int64(0x7F800000_7FFFFFFF)
 NO_ITEM = np.int32(0x7FFFFFFF)
 # Up to this many neighbours a row is kept sorted; longer rows are heaps.
 SORTED_ROW = 48
-# Up to this many survivors are ranked at once; sorting them one by one mispredicts branches.
-_RANKED = 64
+# Keys that are ranked at once, those of the row among them: sorting one by one mispredicts branches.
+RANKED_ROW = 128
+_KEYS_AT_ONCE = 32
 _FEW = 3
+# So many more minima than are needed may pass a bound: finding a better one takes longer.
+_SPARE = 2
 
-_BLOCK = np.uint64(BLOCK)
 
-
-@njit(cache=True, nogil=True)
+@njit(**LEAF_KERNEL)
 def insert_key(keys, start, size, key):
     """Put `key`, lower than the worst one, into the row ``keys[start:start + size]`` and drop the worst.
 
@@ -51,7 +62,7 @@ def insert_key(keys, start, size, key):
     keys[start + i] = key
 
 
-@njit(cache=True, nogil=True)
+@njit(**LEAF_KERNEL)
 def bound_least(minima, size, highest):
     """Give a value of at most `highest` that at least `size` minima do not exceed, and not many more.
 
@@ -64,29 +75,34 @@ def bound_least(minima, size, highest):
     low, high = np.int64(lowest), np.int64(min(top, highest))
     while low < high:
         middle = np.int32((low + high) >> 1)
-        # An int32 count keeps the comparison at full vector width.
-        count = np.int32(0)
-        for i in range(BLOCK):
-            count = np.int32(count + np.int32(minima[i] <= middle))
+        count = count_bits(bits_at_most(minima, 0, middle))
         if count >= size:
             high = np.int64(middle)
-            if count <= size + 2:
+            if count <= size + _SPARE:
                 break
         else:
             low = np.int64(middle) + 1
     return np.int32(high)
 
 
-@njit(cache=True, nogil=True)
-def count_within(minima, bound):
-    """Count the minima of at most `bound`."""
-    count = np.int32(0)
-    for i in range(BLOCK):
-        count = np.int32(count + np.int32(minima[i] <= bound))
-    return count
+@njit(**LEAF_KERNEL)
+def rank_keys(ranked, n_keys, keys, start, size):
+    """Write the least `size` of the first `n_keys` keys of `ranked`, sorted, to ``keys[start:]``.
+
+    `ranked` has room for `RANKED_ROW` keys; the others in it are overwritten.
+    """
+    end = (n_keys + _KEYS_AT_ONCE - 1) // _KEYS_AT_ONCE * _KEYS_AT_ONCE
+    for i in range(n_keys, end):
+        ranked[i] = EMPTY_KEY
+    for i in range(n_keys):
+        rank = count_bits(bits_below(ranked, 0, ranked[i]))
+        for first in range(_KEYS_AT_ONCE, end, _KEYS_AT_ONCE):
+            rank += count_bits(bits_below(ranked, first, ranked[i]))
+        if rank < size:
+            keys[start + rank] = ranked[i]
 
 
-@njit(cache=True, nogil=True)
+@njit(**LEAF_KERNEL)
 def offer(words, first, n_blocks, positions, first_position, skipped, keys, start, size, room):
     """Offer the squared distances of a chunk to one query's row of keys.
 
@@ -104,40 +120,34 @@ def offer(words, first, n_blocks, positions, first_position, skipped, keys, star
     room : tuple of ndarray
         Scratch, as `make_room` gives it.
     """
-    minima, lanes, survivors, ranked = room
+    minima, ranked = room
     worst_place = start + size - 1 if size <= SORTED_ROW else start
     worst = keys[worst_place]
     bound = np.int32(worst >> 32)
-    base = np.uint64(first)
-    for i in range(_BLOCK):
-        minima[i] = words[base + i]
-    for block in range(1, n_blocks):
-        base += _BLOCK
-        for i in range(_BLOCK):
-            minima[i] = min(minima[i], words[base + i])
-    if size <= SORTED_ROW and (worst == EMPTY_KEY or count_within(minima, bound) > 2 * size):
+    n_close = np.int64(0)
+    for block in range(n_blocks):
+        n_close += count_bits(bits_at_most(words, first + block * BLOCK, bound))
+    if n_close == 0:
+        return
+    if size <= SORTED_ROW and n_close > 2 * size:
         # The least items of the lanes are `BLOCK` items, so their size-th least bounds that of all items.
         # The item to leave out may be one of them.
+        take_minima(words, first, words, first, minima)
+        for block in range(1, n_blocks):
+            take_minima(minima, 0, words, first + block * BLOCK, minima)
         bound = bound_least(minima, size + (skipped >= 0), bound)
-    # Writing first and counting afterwards needs no branch.
-    n_lanes = 0
-    for i in range(BLOCK):
-        lanes[n_lanes] = i
-        n_lanes += minima[i] <= bound
-    n_survivors = 0
-    for i in range(n_lanes):
-        for block in range(n_blocks):
-            lane = lanes[i] + block * BLOCK
-            survivors[n_survivors] = lane
-            n_survivors += words[first + lane] <= bound
     n_keys = 0
-    for i in range(n_survivors):
-        lane = survivors[i]
-        position = positions[first_position + lane]
-        key = np.int64(words[first + lane]) << 32 | np.int64(position)
-        ranked[n_keys] = key
-        n_keys += (key < worst) & (position != skipped)
-    if n_keys <= _FEW or n_keys > _RANKED or size > SORTED_ROW:
+    for block in range(n_blocks):
+        bits = bits_at_most(words, first + block * BLOCK, bound)
+        while bits != 0:
+            lane = block * BLOCK + lowest_bit(bits)
+            bits &= bits - np.uint64(1)
+            position = positions[first_position + lane]
+            key = np.int64(words[first + lane]) << 32 | np.int64(position)
+            # Writing first and counting afterwards needs no branch.
+            ranked[n_keys] = key
+            n_keys += (key < worst) & (position != skipped)
+    if n_keys <= _FEW or n_keys > RANKED_ROW - SORTED_ROW or size > SORTED_ROW:
         for i in range(n_keys):
             if ranked[i] < worst:
                 insert_key(keys, start, size, ranked[i])
@@ -145,45 +155,50 @@ def offer(words, first, n_blocks, positions, first_position, skipped, keys, star
         return
     if keys[start] != EMPTY_KEY:
         for i in range(size):
-            ranked[n_keys] = keys[start + i]
-            n_keys += ranked[n_keys] != EMPTY_KEY
-    for i in range(n_keys):
-        rank = 0
-        for j in range(n_keys):
-            rank += ranked[j] < ranked[i]
-        if rank < size:
-            keys[start + rank] = ranked[i]
+            ranked[n_keys + i] = keys[start + i]
+        n_keys += size
+    rank_keys(ranked, n_keys, keys, start, size)
 
 
 @njit(cache=True, nogil=True)
 def make_room(n_blocks):
     """Make the scratch arrays of `offer` for chunks of at most `n_blocks` blocks."""
     return (
-        np.empty(BLOCK, dtype=np.int32),
-        np.empty(BLOCK + 1, dtype=np.int64),
-        np.empty(n_blocks * BLOCK + 1, dtype=np.int64),
-        np.empty(n_blocks * BLOCK + SORTED_ROW + 1, dtype=np.int64),
+        aligned_floats(BLOCK).view(np.int32),
+        np.empty(max(n_blocks * BLOCK + 1, RANKED_ROW), dtype=np.int64),
     )
+
+
+@njit(**LEAF_KERNEL)
+def write_row(keys, start, size, query, bits, out_distances, out_positions):
+    """Write a sorted row of keys as a row of the results; return the number of neighbours found."""
+    squares = bits.view(np.float32)
+    for i in range(size):
+        bits[i] = np.int32(keys[start + i] >> 32)
+    n_found = size
+    for i in range(size):
+        key = keys[start + i]
+        out_distances[query, i] = np.sqrt(squares[i])
+        out_positions[query, i] = np.int64(-1) if key == EMPTY_KEY else key & np.int64(0x7FFFFFFF)
+        n_found -= key == EMPTY_KEY
+    return n_found
 
 
 @njit(cache=True, nogil=True)
 def finish_rows(keys, order, n_neighbors, out_distances, out_positions):
-    """Write sorted rows of keys as distances and positions; return the least number of neighbours found."""
+    """Write rows of keys as sorted distances and positions; return the least number of neighbours found."""
     bits = np.empty(n_neighbors, dtype=np.int32)
-    squares = bits.view(np.float32)
     n_found = n_neighbors
+    flat_distances, flat_positions = out_distances.ravel(), out_positions.ravel()
     for place in range(order.size):
-        row = keys[place * n_neighbors : (place + 1) * n_neighbors]
+        # Rows are written here and there: each is asked for before its turn comes.
+        ahead = order[min(place + AHEAD, order.size - 1)] * n_neighbors
+        for i in range(ahead, ahead + n_neighbors, LINE // 8):
+            prefetch(flat_distances, i)
+            prefetch(flat_positions, i)
+        start = place * n_neighbors
         if n_neighbors > SORTED_ROW:
-            row.sort()
-        query = order[place]
-        for i in range(n_neighbors):
-            bits[i] = np.int32(row[i] >> 32)
-        for i in range(n_neighbors):
-            out_distances[query, i] = np.sqrt(squares[i])
-            if row[i] == EMPTY_KEY:
-                out_positions[query, i] = -1
-                n_found = min(n_found, i)
-            else:
-                out_positions[query, i] = row[i] & np.int64(0x7FFFFFFF)
+            keys[start : start + n_neighbors].sort()
+        found = write_row(keys, start, n_neighbors, order[place], bits, out_distances, out_positions)
+        n_found = min(n_found, found)
     return n_found

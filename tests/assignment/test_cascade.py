@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from hqsearch.assignment import solve_cascade, solve_cascades, solve_level
-from hqsearch.assignment.threads import share_work
+from hqsearch.threads import share_work
 
 
 @pytest.fixture

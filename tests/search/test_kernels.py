@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
+from numba import njit
 
-from hqsearch.search import gathering, probing, scoring, topk
-from hqsearch.search.blocks import BLOCK, PLAIN, SLACK, byte_scale
+from hqsearch.search import LeafTable, gathering, instructions, probing, scoring, topk
+from hqsearch.search.blocks import BLOCK, LINE, PLAIN, SLACK, aligned_floats, aligned_zeros, byte_scale
 from hqsearch.search.engine import take_rows
 from hqsearch.search.segments import Segment
 
@@ -25,6 +26,13 @@ def test_square_distances_have_the_same_bits_in_both_kernels(dim, width):
         scoring.square_distances_1(queries.ravel(), query * dim, dim, source, 3, width, one, 0)
         got = four[g * scoring.CHUNK + 64 :][:width]
         np.testing.assert_array_equal(got, one[:width])
+        starts, strides = np.arange(3, 11) % (3 + width), np.full(8, width)
+        apart = np.empty(8, np.float32)
+        scoring.square_distances_apart(
+            queries.ravel(), query * dim, dim, source, starts.astype(np.uint64), strides.astype(np.uint64),
+            0, apart,
+        )  # fmt: skip
+        np.testing.assert_array_equal(apart[: min(8, width)], one[: min(8, width)])
         np.testing.assert_allclose(got, twin[query], rtol=1e-5)
 
 
@@ -120,18 +128,17 @@ def test_find_leaf_finds_what_is_there():
 def test_list_leaf_lists_each_cell_that_holds_items_once(shared):
     leaf_cells, cell_live = np.array([9, 4, 0, 2, 4], np.int32), np.array([3, 1, 0, 1, 7], np.int32)
     seen = np.zeros(int(shared), np.uint64)
-    query, cell = np.full(8, -1, np.int32), np.full(8, -1, np.int32)
+    cell = np.full(8, -1, np.int32)
     # Cells 4, 0, 2, of which 2 is vacant and 0 is to be left out.
-    counts = probing.list_leaf(1, 3, 5, 0, shared, leaf_cells, cell_live, seen, query, cell, 2)
+    counts = probing.list_leaf(1, 3, 0, shared, leaf_cells, cell_live, seen, cell, 2)
     assert counts == (2, 10, 10, 1)
-    assert cell[2:4].tolist() == [4, 0]
-    assert query[:4].tolist() == [-1, -1, 5, 5]
+    assert cell[:4].tolist() == [-1, -1, 4, 0]
     if shared:
         assert seen[0] == 2**4 + 2**0
-        again = probing.list_leaf(4, 1, 5, 0, True, leaf_cells, cell_live, seen, query, cell, 4)
+        again = probing.list_leaf(4, 1, 0, True, leaf_cells, cell_live, seen, cell, 4)
         assert again == (0, 7, 0, 0)
         seen[:] = 0
-        again = probing.list_leaf(4, 1, 5, 0, True, leaf_cells, cell_live, seen, query, cell, 4)
+        again = probing.list_leaf(4, 1, 0, True, leaf_cells, cell_live, seen, cell, 4)
         assert again == (1, 7, 7, 0)
 
 
@@ -176,8 +183,9 @@ def test_gathering_small_cells_changes_no_bit(masked, n_queries):
     cells = [
         np.flatnonzero(np.random.default_rng(q // 3).random(segment.n_cells) < 0.6) for q in range(n_queries)
     ]
-    pair_query = np.repeat(np.arange(n_queries), [len(c) for c in cells]).astype(np.int32)
-    pair_cell = np.concatenate(cells).astype(np.int32)
+    list_cell = np.concatenate(cells).astype(np.int32)
+    lists = np.arange(n_queries + 1), np.cumsum([0, *map(len, cells)]), list_cell
+    pair_query, pair_cell = probing.pair_lists(*lists)
     skipped = np.where(np.arange(n_queries) % 2, 5, -1)
     empty = np.full(n_queries * size, topk.EMPTY_KEY)
     straight, gathered = empty.copy(), empty.copy()
@@ -189,12 +197,12 @@ def test_gathering_small_cells_changes_no_bit(masked, n_queries):
         )
 
     score(pair_query, pair_cell, straight)
-    sections = gathering.share_lists(pair_query, pair_cell, n_queries)
-    rest = gathering.list_large_cells(sections, pair_cell, segment.cell_start)
+    sections = gathering.share_lists(*lists)
+    rest = gathering.list_large_cells(sections, list_cell, segment.cell_start)
     assert 0 < rest[0].size < pair_query.size
     score(*rest, gathered)
     gathering.score_small_cells(
-        queries, skipped, sections, pair_cell, *segment.kernel_arrays, keep, gathered, size
+        queries, skipped, sections, list_cell, *segment.kernel_arrays, keep, gathered, size
     )
     np.testing.assert_array_equal(gathered, straight)
     for q in range(n_queries):
@@ -213,8 +221,9 @@ def test_gathering_small_cells_changes_no_bit(masked, n_queries):
 def test_small_cells_get_no_more_lanes_than_they_fill(sizes, lanes):
     cell_start = np.concatenate([[0], np.cumsum([*sizes, 25])])
     cells = np.arange(len(sizes) + 1, dtype=np.int32)
-    sections = np.array([[0, 0, 0, 6], [0, len(cells), 0, 6]])
-    assert gathering.count_lanes(sections, cells, cell_start) == lanes
+    # A section of fewer queries than two doesn't count, however many cells it has.
+    sections = np.array([[0, 0, 0, 6], [0, len(cells), 0, 6], [0, len(cells), 6, 7]])
+    assert gathering.count_lanes(sections, cells, cell_start, 2) == lanes
 
 
 def test_gather_block_compacts_kept_columns():
@@ -248,13 +257,100 @@ def test_take_rows_copies_and_reports_nan_and_infinity():
 @pytest.mark.parametrize("seed", range(6))
 def test_sections_cover_every_pair_once(seed):
     rng = np.random.default_rng(seed)
-    n_planned = [0, 1, 2, 40, 40, 40][seed]
+    n_lists = [0, 1, 2, 40, 40, 40][seed]
     lists = [
         [list(range(rng.integers(0, 12))), [7, 8, 9, *rng.integers(10, 13, 2)], []][i]
-        for i in rng.integers(0, 3, n_planned)
+        for i in rng.integers(0, 3, n_lists)
     ]
-    query = np.repeat(np.arange(n_planned), [len(cells) for cells in lists]).astype(np.int32)
+    place = np.cumsum([0, *rng.integers(1, 4, n_lists)])
+    start = np.cumsum([0, *map(len, lists)])
     cell = np.array([c for cells in lists for c in cells], dtype=np.int32)
-    sections = gathering.share_lists(query, cell, n_planned)
+    sections = gathering.share_lists(place, start, cell)
     found = [(q, c) for first, end, q0, q1 in sections for q in range(q0, q1) for c in cell[first:end]]
-    assert sorted(found) == sorted(zip(query, cell, strict=True))
+    expected = [(q, c) for i, cells in enumerate(lists) for q in range(place[i], place[i + 1]) for c in cells]
+    assert sorted(found) == sorted(expected)
+    assert list(zip(*probing.pair_lists(place, start, cell), strict=True)) == expected
+
+
+@pytest.mark.parametrize("n_leaves", [1, 3, 5000, 2**31, 2**40])
+@pytest.mark.parametrize("sparsity", [1, 3])
+def test_order_by_code_is_the_stable_order_of_rows(n_leaves, sparsity):
+    rng = np.random.default_rng(sparsity)
+    few = rng.integers(0, n_leaves, 9)
+    for codes in (rng.integers(0, n_leaves, (700, sparsity)), few[rng.integers(0, 9, (700, sparsity))]):
+        np.testing.assert_array_equal(probing.order_by_code(codes), np.lexsort(codes.T[::-1]))
+    assert probing.order_by_code(codes[:0]).size == 0
+
+
+@njit
+def _instructions(words, keys, first, word, key):
+    found = instructions.bits_at_most(words, first, word), instructions.bits_below(keys, first, key)
+    instructions.prefetch(words, first)
+    lowest = instructions.lowest_bit(found[0]) if found[0] != 0 else -1
+    return *found, instructions.count_bits(found[0]), lowest
+
+
+@pytest.mark.parametrize("first", [0, 3])
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 1.0])
+def test_comparisons_give_a_bit_a_lane(first, share):
+    rng = np.random.default_rng(first)
+    words = rng.integers(-9, 9, 80).astype(np.int32)
+    keys = rng.integers(-(2**62), 2**62, 80)
+    word, key = np.int32(-10 + 20 * share), np.int64(np.quantile(keys, share))
+    at_most, below, count, lowest = _instructions(words, keys, first, word, key)
+    lanes = np.flatnonzero(words[first : first + 64] <= word)
+    assert at_most == sum(1 << int(lane) for lane in lanes)
+    assert below == sum(1 << int(lane) for lane in np.flatnonzero(keys[first : first + 32] < key))
+    assert count == len(lanes)
+    assert lowest == (lanes[0] if len(lanes) else -1)
+
+
+@pytest.mark.parametrize("n_keys", [0, 1, 5, 31, 32, 33, 80, 128])
+@pytest.mark.parametrize("size", [1, 16, 48])
+def test_rank_keys_sorts_the_least(n_keys, size):
+    rng = np.random.default_rng(n_keys)
+    ranked = np.concatenate([rng.permutation(n_keys), np.zeros(topk.RANKED_ROW - n_keys, np.int64)])
+    keys = np.full(size + 2, topk.EMPTY_KEY)
+    topk.rank_keys(ranked, n_keys, keys, 1, size)
+    n_kept = min(n_keys, size)
+    assert keys[1 : n_kept + 1].tolist() == list(range(n_kept))
+    assert keys[0] == topk.EMPTY_KEY
+    assert (keys[n_kept + 1 :] == topk.EMPTY_KEY).all()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.uint16, np.uint8])
+def test_packed_vectors_and_work_memory_begin_on_a_cache_line(dtype):
+    for size in (1, 1000):
+        zeros = aligned_zeros(size, dtype)
+        assert (zeros.shape, zeros.dtype, zeros.ctypes.data % LINE) == ((size,), dtype, 0)
+        assert not zeros.any()
+        floats = aligned_floats(size)
+        assert (floats.shape, floats.dtype, floats.ctypes.data % LINE) == ((size,), np.float32, 0)
+
+
+@pytest.mark.parametrize("n_probes", [-1, 1, 2, 3, 5])
+@pytest.mark.parametrize("n_neighbors", [1, 12])
+def test_planned_together_as_planned_alone(n_probes, n_neighbors):
+    # Codes of few different leaves: neighbours in the order share a list, or the beginning of one.
+    rng = np.random.default_rng(n_neighbors)
+    leaves = rng.choice(49, 9, replace=False)
+    pool = np.array([rng.permutation(leaves)[:3] for _ in range(9)])
+    item_codes, codes = pool[rng.integers(0, 6, 60)], pool[rng.integers(0, 9, 80)]
+    table = LeafTable.build(np.zeros((60, 4)), item_codes, branching_factor=7, n_levels=2)
+    scores = rng.random((80, 2, 7), dtype=np.float32)
+    own_cell = rng.integers(-1, table._directory.cell_live.size, 80)
+
+    def plan(order):
+        *lists, totals = probing.plan_search(
+            order, codes, scores, own_cell, n_neighbors, n_probes, False, True, *table._leaf_arrays
+        )
+        place, cell = probing.pair_lists(*lists)
+        return [cell[place == i].tolist() for i in range(len(order))], totals.tolist(), len(lists[0]) - 1
+
+    order = probing.order_by_code(codes)
+    together, totals, n_lists = plan(order)
+    alone = [plan(order[i : i + 1]) for i in range(80)]
+    assert together == [cells for (cells,), _, _ in alone]
+    assert totals == np.sum([t for _, t, _ in alone], axis=0).tolist()
+    if n_probes <= 3 and n_neighbors == 1:
+        assert n_lists < 40

@@ -19,7 +19,7 @@ __all__ = ["share_work"]
 @cache
 def _helpers(n_helpers: int, process: int) -> ThreadPoolExecutor:
     """Return the kept threads of a process; a forked child has none of its parent's."""
-    return ThreadPoolExecutor(n_helpers, thread_name_prefix="hqsearch-flow")
+    return ThreadPoolExecutor(n_helpers, thread_name_prefix="hqsearch")
 
 
 def share_work(work: Callable[[int], None], n_parts: int, n_workers: int) -> None:
