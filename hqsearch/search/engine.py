@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from hqsearch.search.blocks import LINE
+from hqsearch.search.blocks import LINE, PLAIN
 from hqsearch.search.gathering import list_large_cells, prefetch_small_cells, score_small_cells, share_lists
 from hqsearch.search.instructions import AHEAD, array_at, prefetch
 from hqsearch.search.probing import BAD_SCORES, order_by_code, pair_lists, plan_search, sort_pairs
 from hqsearch.search.radius import collect_pairs
-from hqsearch.search.scoring import score_pairs
+from hqsearch.search.scoring import make_workspace, score_large_cells, score_pairs
 from hqsearch.search.topk import EMPTY_KEY, finish_rows
 
 __all__ = [
@@ -81,19 +81,20 @@ def search_slice(
         large_query, large_cell = list_large_cells(sections, list_cell, cell_start)
         if len(sections) > 0:
             # A single query has nothing else to do while it waits for them.
-            prefetch_small_cells(sections[0], list_cell, cell_start, plain, encoded, kind, queries.shape[1])
+            prefetch_small_cells(sections, 0, list_cell, cell_start, plain, encoded, kind, queries.shape[1])
     else:
         large_query, large_cell = pair_lists(list_place, list_start, list_cell)
     large_query, large_cell = sort_pairs(large_query, large_cell, cell_live.size)
-    score_pairs(
-        taken, taken_skipped, large_query, large_cell, 0, large_query.size, 0,
-        plain, encoded, kind, low, step, cell_start, positions, keep, keys, n_neighbors,
+    work = make_workspace(taken.shape[1], kind != PLAIN or keep.size > 0)
+    score_large_cells(
+        taken.ravel(), taken.shape[1], taken_skipped, large_query, large_cell, 0, large_query.size, 0,
+        plain, encoded, kind, low, step, cell_start, positions, keep, keys, n_neighbors, work,
     )  # fmt: skip
     if shared:
         # After the large cells: most items of the small ones are then too far to be looked at twice.
         score_small_cells(
             taken, taken_skipped, sections, list_cell,
-            plain, encoded, kind, low, step, cell_start, positions, keep, keys, n_neighbors,
+            plain, encoded, kind, low, step, cell_start, positions, keep, keys, n_neighbors, work,
         )  # fmt: skip
     return totals, finish_rows(keys, order, n_neighbors, out_distances, out_positions)
 

@@ -11,7 +11,7 @@ from numba import njit
 from hqsearch.search.blocks import BLOCK, FLOAT16, LINE, PLAIN, SLACK, aligned_floats
 from hqsearch.search.instructions import LEAF_KERNEL, prefetch
 from hqsearch.search.scoring import CHUNK, CHUNK_BLOCKS, gather_block, score_chunk, square_distances_apart
-from hqsearch.search.topk import NO_ITEM, make_room, offer
+from hqsearch.search.topk import NO_ITEM, offer
 
 # Cells of at most so many items are gathered.
 SMALL_CELL = 24
@@ -133,28 +133,27 @@ def count_lanes(sections, list_cell, cell_start, fewest):
 
 @njit(**LEAF_KERNEL)
 def score_apart(
-    flat, dim, skipped, place, starts, strides, n_items, source, item_positions, distances, keys,
-    n_neighbors, room,
+    flat, dim, skipped, place, starts, strides, n_items, source, item_positions, work, keys, n_neighbors,
 ):  # fmt: skip
     """Score the listed items, where they lie, for one query: for one alone, gathering them takes longer."""
-    words = distances.view(np.int32)
+    words = work.distances.view(np.int32)
     n_lanes = (n_items + BLOCK - 1) // BLOCK * BLOCK
     for i in range(n_items, (n_items + 7) // 8 * 8):
         starts[i], strides[i] = starts[n_items - 1], strides[n_items - 1]
     for first in range(0, n_items, 8):
-        square_distances_apart(flat, place * dim, dim, source, starts, strides, first, distances)
+        square_distances_apart(flat, place * dim, dim, source, starts, strides, first, work.distances)
     for lane in range(n_items, n_lanes):
         words[lane] = NO_ITEM
     offer(
         words, 0, n_lanes // BLOCK, item_positions, 0, skipped[place], keys, place * n_neighbors, n_neighbors,
-        room,
+        work.minima, work.ranked,
     )  # fmt: skip
 
 
 @njit(**LEAF_KERNEL)
 def score_alone(
     flat, dim, skipped, place, first, end, limit, list_cell, plain, cell_start, positions,
-    starts, strides, item_positions, distances, keys, n_neighbors, room,
+    starts, strides, item_positions, work, keys, n_neighbors,
 ):  # fmt: skip
     """Score the small cells of the entries ``first:end`` for one query."""
     n_items = 0
@@ -165,8 +164,8 @@ def score_alone(
             continue
         if n_items + width > CHUNK:
             score_apart(
-                flat, dim, skipped, place, starts, strides, n_items, plain, item_positions, distances, keys,
-                n_neighbors, room,
+                flat, dim, skipped, place, starts, strides, n_items, plain, item_positions, work, keys,
+                n_neighbors,
             )  # fmt: skip
             n_items = 0
         for i in range(width):
@@ -176,15 +175,15 @@ def score_alone(
         n_items += width
     if n_items > 0:
         score_apart(
-            flat, dim, skipped, place, starts, strides, n_items, plain, item_positions, distances, keys,
-            n_neighbors, room,
+            flat, dim, skipped, place, starts, strides, n_items, plain, item_positions, work, keys,
+            n_neighbors,
         )  # fmt: skip
 
 
 @njit(**LEAF_KERNEL)
-def prefetch_small_cells(section, list_cell, cell_start, plain, encoded, kind, dim):
+def prefetch_small_cells(sections, section, list_cell, cell_start, plain, encoded, kind, dim):
     """Ask for the vectors of a section's small cells, which lie here and there, before they are gathered."""
-    first, end, first_place, end_place = section
+    first, end, first_place, end_place = sections[section]
     limit = gathering_limit(end_place - first_place)
     for entry in range(first, end):
         row, end_row = cell_start[list_cell[entry]], cell_start[list_cell[entry] + 1]
@@ -202,37 +201,47 @@ def prefetch_small_cells(section, list_cell, cell_start, plain, encoded, kind, d
 @njit(cache=True, nogil=True)
 def score_small_cells(
     queries, skipped, sections, list_cell,
-    plain, encoded, kind, low, step, cell_start, positions, keep, keys, n_neighbors,
+    plain, encoded, kind, low, step, cell_start, positions, keep, keys, n_neighbors, work,
 ):  # fmt: skip
     """Gather and score the cells that `list_large_cells` leaves.
 
-    `sections` come from `share_lists`, whose lists those of `list_cell` are; the other parameters are those
-    of `score_pairs`.
+    `sections` come from `share_lists`, whose lists those of `list_cell` are; `work` is a `Workspace`; the
+    other parameters are those of `score_pairs`.
     """
     dim = queries.shape[1]
-    flat = queries.ravel()
-    places = np.arange(queries.shape[0]).astype(np.int32)
-    distances = aligned_floats(4 * CHUNK)
-    room = make_room(CHUNK_BLOCKS)
-    widths = np.full(CHUNK_BLOCKS, BLOCK, dtype=np.int64)
-    counts = widths.copy()
     decoding = kind != PLAIN or keep.size > 0
     n_lanes = count_lanes(sections, list_cell, cell_start, 1 if decoding else 2)
-    gathered = aligned_floats(n_lanes * dim + SLACK)
-    gathered_positions = np.empty(CHUNK, dtype=np.int32)
     starts, strides = np.empty(CHUNK + 8, dtype=np.uint64), np.empty(CHUNK + 8, dtype=np.uint64)
-    scratch = np.zeros(dim * SMALL_CELL + SLACK if decoding else 0, dtype=np.float32)
-    scratch_positions = np.empty(SMALL_CELL, dtype=np.int32)
-    kept_columns = np.empty(SMALL_CELL, dtype=np.int32)
+    widths = np.full(CHUNK_BLOCKS, BLOCK)
+    score_sections(
+        queries.ravel(), dim, skipped, sections, list_cell,
+        plain, encoded, kind, low, step, cell_start, positions, keep, keys, n_neighbors, work,
+        np.arange(queries.shape[0]).astype(np.int32), widths, widths.copy(),
+        aligned_floats(n_lanes * dim + SLACK), np.empty(CHUNK, dtype=np.int32), starts, strides,
+    )  # fmt: skip
+
+
+@njit(**LEAF_KERNEL)
+def score_sections(
+    flat, dim, skipped, sections, list_cell,
+    plain, encoded, kind, low, step, cell_start, positions, keep, keys, n_neighbors, work,
+    places, widths, counts, gathered, gathered_positions, starts, strides,
+):  # fmt: skip
+    """Score the small cells of each section; see `score_small_cells`, which makes the memory for it.
+
+    `places` counts the queries; `widths` and `counts` are full blocks; `gathered` and `gathered_positions`
+    take the items of a chunk that several queries share, `starts` and `strides` say where those of one lie.
+    """
+    decoding = kind != PLAIN or keep.size > 0
     for section in range(len(sections)):
         if section + 1 < len(sections):
-            prefetch_small_cells(sections[section + 1], list_cell, cell_start, plain, encoded, kind, dim)
+            prefetch_small_cells(sections, section + 1, list_cell, cell_start, plain, encoded, kind, dim)
         first, end, first_place, end_place = sections[section]
         limit = gathering_limit(end_place - first_place)
         if end_place - first_place == 1 and not decoding:
             score_alone(
                 flat, dim, skipped, first_place, first, end, limit, list_cell, plain, cell_start, positions,
-                starts, strides, gathered_positions, distances, keys, n_neighbors, room,
+                starts, strides, gathered_positions, work, keys, n_neighbors,
             )  # fmt: skip
             continue
         # A few items make a narrow block, so that not many lanes are scored for nothing.
@@ -252,30 +261,31 @@ def score_small_cells(
                 counts[CHUNK_BLOCKS - 1] = n_items - (CHUNK_BLOCKS - 1) * BLOCK
                 score_chunk(
                     flat, dim, skipped, places, first_place, end_place, gathered, 0, widths, counts,
-                    CHUNK_BLOCKS, gathered_positions, 0, distances, keys, n_neighbors, room,
+                    CHUNK_BLOCKS, gathered_positions, 0, work, keys, n_neighbors,
                 )  # fmt: skip
                 counts[CHUNK_BLOCKS - 1] = BLOCK
                 n_items = 0
+            n_kept = width
             if decoding:
                 n_kept = gather_block(
                     plain, encoded, kind, low, step, row * dim, width, row, positions, keep,
-                    scratch, scratch_positions, kept_columns,
+                    work.decoded, work.decoded_positions, work.kept_columns,
                 )  # fmt: skip
-                source, offset, item_positions, first_position = scratch, 0, scratch_positions, 0
-            else:
-                n_kept = width
-                source, offset, item_positions, first_position = plain, row * dim, positions, row
             for i in range(n_kept):
                 lane = n_items + i
-                gathered_positions[lane] = item_positions[first_position + i]
                 start = lane // BLOCK * dim * BLOCK + lane % BLOCK
-                copy_column(source, offset + i, n_kept, gathered, start, stride, dim)
+                if decoding:
+                    gathered_positions[lane] = work.decoded_positions[i]
+                    copy_column(work.decoded, i, n_kept, gathered, start, stride, dim)
+                else:
+                    gathered_positions[lane] = positions[row + i]
+                    copy_column(plain, row * dim + i, n_kept, gathered, start, stride, dim)
             n_items += n_kept
         if n_items > 0:
             n_blocks = (n_items + BLOCK - 1) // BLOCK
             counts[n_blocks - 1] = n_items - (n_blocks - 1) * BLOCK
             score_chunk(
                 flat, dim, skipped, places, first_place, end_place, gathered, 0, widths, counts, n_blocks,
-                gathered_positions, 0, distances, keys, n_neighbors, room,
+                gathered_positions, 0, work, keys, n_neighbors,
             )  # fmt: skip
             counts[n_blocks - 1] = BLOCK

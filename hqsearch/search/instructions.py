@@ -21,6 +21,9 @@ __all__ = [
     "count_bits",
     "lowest_bit",
     "prefetch",
+    "sum_squares_16",
+    "sum_squares_32",
+    "sum_squares_64",
     "take_minima",
 ]
 
@@ -41,15 +44,20 @@ def _address(context, builder, kind, array, index, vector):
     return builder.bitcast(builder.gep(data, [index]), vector.as_pointer())
 
 
+def _splat(builder, value, vector):
+    """Make a vector whose lanes all hold `value`."""
+    nothing, lanes = ir.Constant(vector, ir.Undefined), ir.VectorType(ir.IntType(32), vector.count)
+    one = builder.insert_element(nothing, value, ir.IntType(32)(0))
+    return builder.shuffle_vector(one, nothing, ir.Constant(lanes, None))
+
+
 def _compare(context, builder, signature, args, n_lanes, operator):
     """Compare the `n_lanes` values from ``args[1]`` on with ``args[2]``; lane i gives bit i."""
     element = context.get_value_type(signature.args[0].dtype)
     vector = ir.VectorType(element, n_lanes)
     address = _address(context, builder, signature.args[0], args[0], args[1], vector)
     values = builder.load(address, align=element.width // 8)
-    lanes = ir.VectorType(ir.IntType(32), n_lanes)
-    one = builder.insert_element(ir.Constant(vector, ir.Undefined), args[2], ir.IntType(32)(0))
-    bound = builder.shuffle_vector(one, ir.Constant(vector, ir.Undefined), ir.Constant(lanes, None))
+    bound = _splat(builder, args[2], vector)
     bits = builder.bitcast(builder.icmp_signed(operator, values, bound), ir.IntType(n_lanes))
     return builder.zext(bits, ir.IntType(64)) if n_lanes < 64 else bits
 
@@ -91,6 +99,41 @@ def take_minima(typing_context, first, first_index, second, second_index, target
         return context.get_dummy_value()
 
     return types.void(first, types.int64, second, types.int64, target), codegen
+
+
+def _sum_squares(n_lanes):
+    """Make the function of one query's squared distances to `n_lanes` items, whose sums stay in registers.
+
+    In a loop over the lanes each sum would wait for the memory that it was put into four dimensions before.
+    """
+
+    @intrinsic
+    def sum_squares(typing_context, flat, query, dim, source, start, width, out, first):
+        def codegen(context, builder, signature, args):
+            kinds = signature.args
+            real = ir.FloatType()
+            vector = ir.VectorType(real, n_lanes)
+            sums = cgutils.alloca_once_value(builder, ir.Constant(vector, None))
+            with cgutils.for_range(builder, args[2]) as loop:
+                place = builder.add(args[1], loop.index)
+                value = builder.load(_address(context, builder, kinds[0], args[0], place, real))
+                place = builder.add(args[4], builder.mul(loop.index, args[5]))
+                items = builder.load(_address(context, builder, kinds[3], args[3], place, vector), align=4)
+                gaps = builder.fsub(items, _splat(builder, value, vector))
+                # Fused where the loops' sums are: the same bits.
+                squares = builder.fmul(gaps, gaps, flags=("contract",))
+                builder.store(builder.fadd(builder.load(sums), squares, flags=("contract",)), sums)
+            target = _address(context, builder, kinds[6], args[6], args[7], vector)
+            builder.store(builder.load(sums), target, align=4)
+            return context.get_dummy_value()
+
+        int64 = types.int64
+        return types.void(flat, int64, int64, source, int64, int64, out, int64), codegen
+
+    return sum_squares
+
+
+sum_squares_16, sum_squares_32, sum_squares_64 = _sum_squares(16), _sum_squares(32), _sum_squares(64)
 
 
 @intrinsic

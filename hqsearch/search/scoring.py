@@ -7,16 +7,52 @@ tie exactly.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from numba import njit
 
 from hqsearch.search.blocks import BLOCK, FLOAT16, PLAIN, SLACK, aligned_floats, decode_bytes, decode_half
-from hqsearch.search.instructions import LEAF_KERNEL
-from hqsearch.search.topk import NO_ITEM, make_room, offer
+from hqsearch.search.instructions import (
+    LEAF_KERNEL,
+    sum_squares_16,
+    sum_squares_32,
+    sum_squares_64,
+)
+from hqsearch.search.topk import NO_ITEM, RANKED_ROW, offer
 
 # Blocks scored before the running top-k looks at them: with more than one it sees few of their items.
 CHUNK_BLOCKS = 4
 CHUNK = CHUNK_BLOCKS * BLOCK
+
+
+class Workspace(NamedTuple):
+    """Memory that scoring works in.
+
+    Attributes
+    ----------
+    distances : ndarray of shape (4 * CHUNK,), dtype float32
+        Of four queries to the items of a chunk.
+    minima, ranked : ndarray
+        For `topk.offer`.
+    widths : ndarray of shape (CHUNK_BLOCKS,), dtype int64
+        Items of each block of the chunk.
+    decoded : ndarray of shape (CHUNK * embedding_dim + SLACK,), dtype float32
+        A chunk whose items were decoded or picked out; empty when chunks are scored where they lie.
+    decoded_positions : ndarray of shape (CHUNK,), dtype int32
+        Positions of its items.
+    kept_columns : ndarray of shape (BLOCK,), dtype int32
+        Which items of a block are kept.
+    """
+
+    distances: np.ndarray
+    minima: np.ndarray
+    ranked: np.ndarray
+    widths: np.ndarray
+    decoded: np.ndarray
+    decoded_positions: np.ndarray
+    kept_columns: np.ndarray
+
 
 _1, _2, _3, _4 = np.uint64(1), np.uint64(2), np.uint64(3), np.uint64(4)
 _C1, _C2, _C3 = np.uint64(CHUNK), np.uint64(2 * CHUNK), np.uint64(3 * CHUNK)
@@ -85,36 +121,17 @@ def square_distances_4(flat, q0, q1, q2, q3, dim, source, offset, width, out, fi
             out[t3 + i] += (x0 - a30) * (x0 - a30)
 
 
-@njit(**LEAF_KERNEL, fastmath={"contract"})
+@njit(**LEAF_KERNEL)
 def square_distances_1(flat, q0, dim, source, offset, width, out, first):
     """Squared distances of one query to one block, bit by bit as `square_distances_4` computes them."""
-    d, w, base, b0 = np.uint64(dim), np.uint64(width), np.uint64(offset), np.uint64(q0)
-    padded = (w + _LANES - _1) // _LANES * _LANES
-    t0 = np.uint64(first)
-    for lane in range(padded):
-        out[t0 + lane] = np.float32(0)
-    whole = d // _4
-    for quarter in range(whole):
-        j = quarter * _4
-        a00, a01, a02, a03 = flat[b0 + j], flat[b0 + j + _1], flat[b0 + j + _2], flat[b0 + j + _3]
-        o0 = base + j * w
-        o1 = o0 + w
-        o2 = o1 + w
-        o3 = o2 + w
-        for i in range(padded):
-            x0, x1, x2, x3 = source[o0 + i], source[o1 + i], source[o2 + i], source[o3 + i]
-            s = out[t0 + i]
-            s += (x0 - a00) * (x0 - a00)
-            s += (x1 - a01) * (x1 - a01)
-            s += (x2 - a02) * (x2 - a02)
-            s += (x3 - a03) * (x3 - a03)
-            out[t0 + i] = s
-    for rest in range(whole * _4, d):
-        a00 = flat[b0 + rest]
-        o0 = base + rest * w
-        for i in range(padded):
-            x0 = source[o0 + i]
-            out[t0 + i] += (x0 - a00) * (x0 - a00)
+    if width > 48:
+        sum_squares_64(flat, q0, dim, source, offset, width, out, first)
+        return
+    if width > 16:
+        sum_squares_32(flat, q0, dim, source, offset, width, out, first)
+    done = 32 if width > 16 else 0
+    if width > done:
+        sum_squares_16(flat, q0, dim, source, offset + done, width, out, first + done)
 
 
 @njit(**LEAF_KERNEL, fastmath={"contract"})
@@ -204,13 +221,14 @@ def gather_block(
 @njit(**LEAF_KERNEL)
 def score_chunk(
     flat, dim, skipped, places, first_place, end_place, source, offset, widths, counts, n_blocks,
-    item_positions, first_position, distances, keys, n_neighbors, room,
+    item_positions, first_position, work, keys, n_neighbors,
 ):  # fmt: skip
     """Score a chunk for the queries ``places[first_place:end_place]``.
 
     Its blocks lie `BLOCK` items apart; each is `widths[block]` wide, of which the first `counts[block]`
     are items.
     """
+    distances = work.distances
     words = distances.view(np.int32)
     at_place = first_place
     while at_place < end_place:
@@ -237,9 +255,24 @@ def score_chunk(
             place = places[at_place + g]
             offer(
                 words, g * CHUNK, n_blocks, item_positions, first_position,
-                skipped[place], keys, place * n_neighbors, n_neighbors, room,
+                skipped[place], keys, place * n_neighbors, n_neighbors, work.minima, work.ranked,
             )  # fmt: skip
         at_place += n_scored
+
+
+@njit(cache=True, nogil=True)
+def make_workspace(dim, decoding):
+    """Make the memory that scoring works in, once for all cells; `decoding` says whether cells are copied."""
+    n_decoded = CHUNK if decoding else 0
+    return Workspace(
+        aligned_floats(4 * CHUNK),
+        aligned_floats(BLOCK).view(np.int32),
+        np.empty(max(CHUNK + 1, RANKED_ROW), dtype=np.int64),
+        np.empty(CHUNK_BLOCKS, dtype=np.int64),
+        aligned_floats(n_decoded * dim + SLACK if decoding else 0),
+        np.empty(n_decoded, dtype=np.int32),
+        np.empty(BLOCK, dtype=np.int32),
+    )
 
 
 @njit(cache=True, nogil=True)
@@ -266,16 +299,22 @@ def score_pairs(
     n_neighbors : int
         Length of a row.
     """
-    dim = queries.shape[1]
-    flat = queries.ravel()
-    distances = aligned_floats(4 * CHUNK)
-    room = make_room(CHUNK_BLOCKS)
-    widths = np.empty(CHUNK_BLOCKS, dtype=np.int64)
+    work = make_workspace(queries.shape[1], kind != PLAIN or keep.size > 0)
+    score_large_cells(
+        queries.ravel(), queries.shape[1], skipped, pair_query, pair_cell, first_pair, end_pair, first_cell,
+        plain, encoded, kind, low, step, cell_start, positions, keep, keys, n_neighbors, work,
+    )  # fmt: skip
+
+
+@njit(**LEAF_KERNEL)
+def score_large_cells(
+    flat, dim, skipped, pair_query, pair_cell, first_pair, end_pair, first_cell,
+    plain, encoded, kind, low, step, cell_start, positions, keep, keys, n_neighbors, work,
+):  # fmt: skip
+    """Score pairs cell by cell, where the cells lie; the parameters are those of `score_pairs`."""
     decoding = kind != PLAIN or keep.size > 0
     block_size = dim * BLOCK
-    scratch = aligned_floats(CHUNK_BLOCKS * block_size + SLACK if decoding else 0)
-    scratch_positions = np.empty(CHUNK if decoding else 0, dtype=np.int32)
-    kept_columns = np.empty(BLOCK, dtype=np.int32)
+    widths = work.widths
     run = first_pair
     while run < end_pair:
         cell = pair_cell[run] - first_cell
@@ -293,17 +332,19 @@ def score_pairs(
                 if decoding:
                     widths[block] = gather_block(
                         plain, encoded, kind, low, step, at * dim, widths[block], at, positions, keep,
-                        scratch[block * block_size :], scratch_positions[block * BLOCK :], kept_columns,
+                        work.decoded[block * block_size :], work.decoded_positions[block * BLOCK :],
+                        work.kept_columns,
                     )  # fmt: skip
                 n_items += widths[block]
-            if decoding:
-                source, offset, item_positions, first_position = scratch, 0, scratch_positions, 0
-            else:
-                source, offset, item_positions, first_position = plain, row * dim, positions, row
-            if n_items > 0:
+            if n_items > 0 and decoding:
                 score_chunk(
-                    flat, dim, skipped, pair_query, run, run_end, source, offset, widths, widths, n_blocks,
-                    item_positions, first_position, distances, keys, n_neighbors, room,
+                    flat, dim, skipped, pair_query, run, run_end, work.decoded, 0, widths, widths, n_blocks,
+                    work.decoded_positions, 0, work, keys, n_neighbors,
+                )  # fmt: skip
+            elif n_items > 0:
+                score_chunk(
+                    flat, dim, skipped, pair_query, run, run_end, plain, row * dim, widths, widths, n_blocks,
+                    positions, row, work, keys, n_neighbors,
                 )  # fmt: skip
             row += n_rows
         run = run_end

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from hqsearch.search.blocks import BLOCK, LINE, aligned_floats
+from hqsearch.search.blocks import BLOCK, LINE
 from hqsearch.search.instructions import (
     AHEAD,
     LEAF_KERNEL,
@@ -103,7 +103,7 @@ def rank_keys(ranked, n_keys, keys, start, size):
 
 
 @njit(**LEAF_KERNEL)
-def offer(words, first, n_blocks, positions, first_position, skipped, keys, start, size, room):
+def offer(words, first, n_blocks, positions, first_position, skipped, keys, start, size, minima, ranked):
     """Offer the squared distances of a chunk to one query's row of keys.
 
     Parameters
@@ -117,10 +117,11 @@ def offer(words, first, n_blocks, positions, first_position, skipped, keys, star
         A position to leave out, or -1.
     keys : ndarray, dtype int64
         Rows of keys; this query's is ``keys[start:start + size]``.
-    room : tuple of ndarray
-        Scratch, as `make_room` gives it.
+    minima : ndarray of shape (BLOCK,), dtype int32
+        Memory to work in.
+    ranked : ndarray of shape (max(n_lanes + 1, RANKED_ROW),), dtype int64
+        Likewise.
     """
-    minima, ranked = room
     worst_place = start + size - 1 if size <= SORTED_ROW else start
     worst = keys[worst_place]
     bound = np.int32(worst >> 32)
@@ -158,15 +159,6 @@ def offer(words, first, n_blocks, positions, first_position, skipped, keys, star
             ranked[n_keys + i] = keys[start + i]
         n_keys += size
     rank_keys(ranked, n_keys, keys, start, size)
-
-
-@njit(cache=True, nogil=True)
-def make_room(n_blocks):
-    """Make the scratch arrays of `offer` for chunks of at most `n_blocks` blocks."""
-    return (
-        aligned_floats(BLOCK).view(np.int32),
-        np.empty(max(n_blocks * BLOCK + 1, RANKED_ROW), dtype=np.int64),
-    )
 
 
 @njit(**LEAF_KERNEL)

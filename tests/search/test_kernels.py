@@ -43,7 +43,7 @@ def test_square_distances_have_the_same_bits_in_both_kernels(dim, width):
 def test_offer_keeps_the_least_keys_whatever_comes_in_what_order(size, spread, skipped, farthest_first):
     rng = np.random.default_rng(size + spread)
     keys = np.full(3 * size, topk.EMPTY_KEY)
-    room = topk.make_room(4)
+    room = scoring.make_workspace(1, False)[1:3]
     squares = rng.integers(0, spread, 1000).astype(np.float32)
     if farthest_first:
         # Every chunk then brings more items that are nearer than the row's than the row has room for.
@@ -53,7 +53,7 @@ def test_offer_keeps_the_least_keys_whatever_comes_in_what_order(size, spread, s
     for n_items in (0, 1, 5, 256, 64, 63, 200, 1, 256, 154):
         words = np.full(256 + 10, topk.NO_ITEM, np.int32)
         words[10 : 10 + n_items] = squares[first : first + n_items].view(np.int32)
-        topk.offer(words, 10, max(1, -(-n_items // 64)), positions, first, skipped, keys, size, size, room)
+        topk.offer(words, 10, max(1, -(-n_items // 64)), positions, first, skipped, keys, size, size, *room)
         first += n_items
     kept = np.flatnonzero(positions != skipped)
     twin = kept[np.lexsort((positions[kept], squares[kept]))][:size]
@@ -202,7 +202,15 @@ def test_gathering_small_cells_changes_no_bit(masked, n_queries):
     assert 0 < rest[0].size < pair_query.size
     score(*rest, gathered)
     gathering.score_small_cells(
-        queries, skipped, sections, list_cell, *segment.kernel_arrays, keep, gathered, size
+        queries,
+        skipped,
+        sections,
+        list_cell,
+        *segment.kernel_arrays,
+        keep,
+        gathered,
+        size,
+        scoring.make_workspace(dim, masked),
     )
     np.testing.assert_array_equal(gathered, straight)
     for q in range(n_queries):
