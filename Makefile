@@ -23,7 +23,7 @@ bench-flow: .venv/bench.stamp
 	$(BIN)/python benchmarks/bench_flow.py --json --markdown --plot
 
 bench-search: .venv/bench.stamp
-	$(BIN)/python benchmarks/bench_search.py --large --queries 50000
+	$(BIN)/python benchmarks/bench_search.py --large --queries 50000 --all-peers
 
 bench-training: .venv/bench.stamp
 	$(BIN)/python benchmarks/bench_training.py

@@ -81,7 +81,9 @@ def search_slice(
         large_query, large_cell = list_large_cells(sections, list_cell, cell_start)
         if len(sections) > 0:
             # A single query has nothing else to do while it waits for them.
-            prefetch_small_cells(sections, 0, list_cell, cell_start, plain, encoded, kind, queries.shape[1])
+            prefetch_small_cells(
+                sections, 0, list_cell, cell_start, positions, plain, encoded, kind, queries.shape[1]
+            )
     else:
         large_query, large_cell = pair_lists(list_place, list_start, list_cell)
     large_query, large_cell = sort_pairs(large_query, large_cell, cell_live.size)

@@ -181,7 +181,7 @@ def score_alone(
 
 
 @njit(**LEAF_KERNEL)
-def prefetch_small_cells(sections, section, list_cell, cell_start, plain, encoded, kind, dim):
+def prefetch_small_cells(sections, section, list_cell, cell_start, positions, plain, encoded, kind, dim):
     """Ask for the vectors of a section's small cells, which lie here and there, before they are gathered."""
     first, end, first_place, end_place = sections[section]
     limit = gathering_limit(end_place - first_place)
@@ -189,6 +189,7 @@ def prefetch_small_cells(sections, section, list_cell, cell_start, plain, encode
         row, end_row = cell_start[list_cell[entry]], cell_start[list_cell[entry] + 1]
         if end_row - row > limit:
             continue
+        prefetch(positions, row)
         if kind == PLAIN:
             for value in range(row * dim, end_row * dim, LINE // 4):
                 prefetch(plain, value)
@@ -235,7 +236,9 @@ def score_sections(
     decoding = kind != PLAIN or keep.size > 0
     for section in range(len(sections)):
         if section + 1 < len(sections):
-            prefetch_small_cells(sections, section + 1, list_cell, cell_start, plain, encoded, kind, dim)
+            prefetch_small_cells(
+                sections, section + 1, list_cell, cell_start, positions, plain, encoded, kind, dim
+            )
         first, end, first_place, end_place = sections[section]
         limit = gathering_limit(end_place - first_place)
         if end_place - first_place == 1 and not decoding:
