@@ -51,6 +51,7 @@ setup(
         "joblib>=1.3",
         "networkx>=3.1",
         "numba>=0.60",
+        "llvmlite",
         "torch>=2.4",
         "safetensors>=0.4",
     ],

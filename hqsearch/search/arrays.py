@@ -130,6 +130,8 @@ def _check_segment(segment: Segment, table: LeafTable, name: str) -> None:
         _require(
             array.dtype == dtype and array.shape == shape, f"{name}.{part}", f"{np.dtype(dtype)} of {shape}"
         )
+        # A single query knows of an array its address and size alone.
+        _require(array.flags.c_contiguous and array.flags.aligned, f"{name}.{part}", "values side by side")
     _require(n_rows > 0, f"{name}.positions", "an item")
     sizes, widths = np.diff(segment.cell_start), np.diff(segment.leaf_start)
     total = table.branching_factor**table.n_levels

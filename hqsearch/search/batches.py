@@ -72,16 +72,18 @@ class _Batch:
         if n_queries <= 1:
             return [run(_ONE_QUERY)] if n_queries else []
         order = _kernels().order_by_code(self.codes)
+        # joblib says how many threads; `share_work` says why they are not its own.
         from joblib import effective_n_jobs
 
         n_threads = effective_n_jobs(n_jobs)
         # Queries of one code share its leaves only; those that open further leaves meet more of the same
         # cells in a longer slice.
         most = _SLICE * min(_LONGER, max(1, self.rules[0] // self.codes.shape[1]))
-        # Small batches too are spread over the threads, and every thread gets as many slices.
+        # Small batches too are spread over the threads; of large ones every thread gets as many slices.
         size = min(most, max(_MIN_SLICE, -(-n_queries // (2 * n_threads))))
         n_slices = -(-n_queries // size)
-        n_slices = -(-n_slices // n_threads) * n_threads
+        if n_slices > n_threads:
+            n_slices = -(-n_slices // n_threads) * n_threads
         slices = np.array_split(order, n_slices)
         outcomes: list = [None] * n_slices
 

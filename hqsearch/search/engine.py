@@ -108,7 +108,7 @@ def search_alone(
 ):  # fmt: skip
     """Answer one query on a table of one segment, as `search_slice` does.
 
-    `places` is the table's `_places`; the other parameters are those of `search_slice`.
+    `places` is the table's `_places`, whose order this is; the other parameters are those of `search_slice`.
     """
     alone, nothing = np.zeros(1, dtype=np.int64), np.full(1, -1, dtype=np.int64)
     return search_slice(

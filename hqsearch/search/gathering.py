@@ -13,7 +13,7 @@ from hqsearch.search.instructions import LEAF_KERNEL, prefetch
 from hqsearch.search.scoring import CHUNK, CHUNK_BLOCKS, gather_block, score_chunk, square_distances_apart
 from hqsearch.search.topk import NO_ITEM, offer
 
-# Cells of at most so many items are gathered.
+# Cells of at most so many items are gathered, or scored item by item.
 SMALL_CELL = 24
 
 
@@ -112,9 +112,9 @@ def copy_column(source, origin, origin_stride, target, start, stride, dim):
 def count_lanes(sections, list_cell, cell_start, fewest):
     """Count the lanes that the section with the most small cells fills: whole blocks, or a narrow one.
 
-    Sections of less than `fewest` queries don't count.
+    Sections of fewer queries than `fewest` don't count.
 
-    Memory for more would only have to be cleared, for which a single query would wait.
+    More memory would only push other things out of the caches.
     """
     most = np.int64(0)
     for section in range(len(sections)):
@@ -204,9 +204,9 @@ def score_small_cells(
     queries, skipped, sections, list_cell,
     plain, encoded, kind, low, step, cell_start, positions, keep, keys, n_neighbors, work,
 ):  # fmt: skip
-    """Gather and score the cells that `list_large_cells` leaves.
+    """Score the cells that `list_large_cells` leaves: gathered, or for a single query where they lie.
 
-    `sections` come from `share_lists`, whose lists those of `list_cell` are; `work` is a `Workspace`; the
+    `sections` come from `share_lists`, and `list_cell` is what that was given; `work` is a `Workspace`; the
     other parameters are those of `score_pairs`.
     """
     dim = queries.shape[1]

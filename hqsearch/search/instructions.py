@@ -27,8 +27,9 @@ __all__ = [
     "take_minima",
 ]
 
-# Options of kernels that make no arrays: with reference counts, each call would count all its arrays up and
-# down again, 10 ns an array.
+# Options of kernels that make no arrays and return none: with reference counts, each call would count all
+# its arrays up and down again, 10 ns an array. They call each other only: what they call inherits this.
+# `_nrt` is numba's name for the counts, and has been since 2015, but it is not in its manual.
 LEAF_KERNEL: dict[str, Any] = {"cache": True, "nogil": True, "_nrt": False}
 
 # Rows that are worked on while the memory of one is on its way.

@@ -211,7 +211,8 @@ def plan_search(
 ):  # fmt: skip
     """Choose each query's leaves and list the cells they hold, each once.
 
-    Queries of equal codes that follow one another share a list, unless one of them has to open more leaves.
+    Queries of equal codes that follow one another share a list, unless one of them opens more leaves than the
+    others need.
 
     Parameters
     ----------
@@ -389,7 +390,8 @@ def plan_search(
         totals[0] += n_opened
         totals[1] += n_empty
         totals[2] += n_found
-        repeatable = not walking
+        # Who opened more leaves than it had to, for want of what it leaves out, is no example for the next.
+        repeatable = not walking and n_opened <= wanted
         last_opened, last_empty = n_opened, n_empty
     list_place[n_lists], list_start[n_lists] = n_planned, n_cells
     return list_place[: n_lists + 1], list_start[: n_lists + 1], list_cell[:n_cells], totals

@@ -183,7 +183,7 @@ class LeafTable:
 
     @cached_property
     def _places(self) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
-        """Address and size of each array of a table of one segment, as `engine.search_alone` reads them.
+        """Address and size of each array of a table of one segment, in the order of `engine.search_alone`.
 
         The last row holds the kind of storage. The arrays come with it: whoever uses the addresses holds
         them. Copies and pickles of the table leave both behind.

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from hqsearch.assignment import solve_cascade, solve_cascades, solve_level
-from hqsearch.threads import share_work
 
 
 @pytest.fixture
@@ -101,26 +100,6 @@ def test_nan_in_one_cascade_is_seen_from_any_thread(batch):
     batch[7, 3, 1, 2] = np.nan
     with pytest.raises(ValueError, match="NaN"):
         solve_cascades(batch, n_jobs=2)
-
-
-@pytest.mark.parametrize("n_workers", [1, 2, 4])
-def test_every_part_is_done_once(n_workers):
-    done = []
-    share_work(done.append, 25, n_workers)
-    assert sorted(done) == list(range(25))
-
-
-@pytest.mark.parametrize("n_workers", [1, 2])
-def test_an_exception_in_a_part_is_raised_and_the_threads_work_on(n_workers):
-    def fail(part):
-        raise KeyError(part)
-
-    for _ in range(2):
-        with pytest.raises(KeyError):
-            share_work(fail, 6, n_workers)
-        done = []
-        share_work(done.append, 6, n_workers)
-        assert sorted(done) == list(range(6))
 
 
 def test_many_threads_may_solve_cascades_at_once(batch):

@@ -11,7 +11,7 @@ from hqsearch.search.segments import Segment
 
 
 @pytest.mark.parametrize("dim", [1, 3, 4, 7, 64, 130])
-@pytest.mark.parametrize("width", [1, 15, 16, 17, 64])
+@pytest.mark.parametrize("width", [1, 15, 16, 17, 33, 47, 49, 64])
 def test_square_distances_have_the_same_bits_in_both_kernels(dim, width):
     rng = np.random.default_rng(dim * 100 + width)
     queries = rng.normal(size=(5, dim)).astype(np.float32)
@@ -22,10 +22,12 @@ def test_square_distances_have_the_same_bits_in_both_kernels(dim, width):
     scoring.square_distances_4(queries.ravel(), *rows, dim, source, 3, width, four, 64)
     twin = ((queries[:, None].astype(np.float64) - items) ** 2).sum(axis=2)
     for g, query in enumerate((4, 0, 2, 1)):
-        one = np.empty(BLOCK, np.float32)
+        one = np.full(BLOCK + 1, 5.0, np.float32)
         scoring.square_distances_1(queries.ravel(), query * dim, dim, source, 3, width, one, 0)
         got = four[g * scoring.CHUNK + 64 :][:width]
         np.testing.assert_array_equal(got, one[:width])
+        # Nothing is written beyond the block.
+        assert one[BLOCK] == 5.0
         starts, strides = np.arange(3, 11) % (3 + width), np.full(8, width)
         apart = np.empty(8, np.float32)
         scoring.square_distances_apart(
@@ -280,7 +282,7 @@ def test_sections_cover_every_pair_once(seed):
     assert list(zip(*probing.pair_lists(place, start, cell), strict=True)) == expected
 
 
-@pytest.mark.parametrize("n_leaves", [1, 3, 5000, 2**31, 2**40])
+@pytest.mark.parametrize("n_leaves", [1, 3, 5000, 2**31, 2**40, 2**62])
 @pytest.mark.parametrize("sparsity", [1, 3])
 def test_order_by_code_is_the_stable_order_of_rows(n_leaves, sparsity):
     rng = np.random.default_rng(sparsity)

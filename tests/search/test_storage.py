@@ -1,9 +1,11 @@
+import copy
+import pickle
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from hqsearch.search import LeafTable
+from hqsearch.search import LeafTable, SearchStats, table_arrays, table_from_arrays
 from hqsearch.search.blocks import FLOAT16, INT8, PLAIN, byte_scale, decode, encode
 from hqsearch.search.segments import Segment
 
@@ -119,6 +121,52 @@ def test_stored_vectors_come_back_by_position(cases, storage):
     positions, vectors = table.stored_vectors()
     assert positions.tolist() == np.delete(np.arange(1500), [0, 700, 1499]).tolist()
     np.testing.assert_allclose(vectors, case.vectors[positions], atol=0.02)
+
+
+def answers_alone(table, case, n_neighbors):
+    """Positions and stats of the queries one by one."""
+    arguments = (case.queries, case.level_scores, case.query_codes)
+    results = [
+        table.search(*(a[i : i + 1] for a in arguments), n_neighbors) for i in range(len(case.queries))
+    ]
+    return np.concatenate([r.positions for r in results]), sum((r.stats for r in results), SearchStats())
+
+
+@pytest.mark.parametrize("storage", ["float32", "float16", "int8"])
+@pytest.mark.parametrize("sparsity", [1, 3])
+@pytest.mark.parametrize("removed", [[], [0, 7, 8, 250]])
+def test_queries_alone_get_what_they_get_together(cases, storage, sparsity, removed):
+    case = cases.make(24, sparsity=sparsity)
+    table = cases.build(case, storage=storage)
+    table = table.remove(removed) if removed else table
+    together = table.search(case.queries, case.level_scores, case.query_codes, 20)
+    positions, stats = answers_alone(table, case, 20)
+    np.testing.assert_array_equal(positions, together.positions)
+    assert stats == together.stats
+
+
+@pytest.mark.parametrize(
+    "copied", [copy.copy, copy.deepcopy, lambda table: pickle.loads(pickle.dumps(table))]
+)
+def test_copies_know_nothing_of_the_addresses_of_the_original(cases, copied):
+    case = cases.make(25, sparsity=2)
+    table = cases.build(case)
+    expected, _ = answers_alone(table, case, 9)
+    assert "_places" in vars(table)
+    other = copied(table)
+    assert "_places" not in vars(other)
+    del table
+    np.testing.assert_array_equal(answers_alone(other, case, 9)[0], expected)
+
+
+@pytest.mark.parametrize("name", ["packed", "positions", "cell_live", "leaf_cells"])
+def test_arrays_whose_values_do_not_lie_side_by_side_are_refused(cases, name):
+    numbers, arrays = table_arrays(cases.build(cases.make(26)))
+    values = arrays[f"segment0.{name}"]
+    strided = np.zeros(2 * values.size, values.dtype)
+    strided[::2] = values
+    with pytest.raises(ValueError, match=f"segment0.{name} to hold values side by side"):
+        table_from_arrays(numbers, arrays | {f"segment0.{name}": strided[::2]})
 
 
 @pytest.mark.parametrize("storage", ["float32", "int8"])

@@ -24,6 +24,44 @@ def test_each_query_can_leave_out_its_own_entry(cases, sparsity):
     assert result.stats.items == 12 * 300 - 9
 
 
+@pytest.mark.parametrize("n_probes", [1, 2, 3, 5])
+@pytest.mark.parametrize("n_neighbors", [1, 9, 40])
+def test_leaving_out_and_fewer_probes_than_leaves_of_a_code(cases, n_probes, n_neighbors):
+    case = cases.make(6, sparsity=3)
+    # Queries of few codes, several of each, so that some follow one of their own code.
+    case.queries, case.query_codes = case.vectors[:12].copy(), case.codes[np.arange(12) % 3].copy()
+    cases.check(
+        cases.build(case), case, np.ones(300, bool), n_neighbors, n_probes=n_probes, exclude=np.arange(12)
+    )
+
+
+@pytest.mark.parametrize("n_jobs", [1, 2])
+def test_who_had_to_open_more_leaves_is_no_example_for_the_next_query(n_jobs):
+    # Both queries have leaf 0 first, with three items; one of them leaves one out and has to open leaf 1.
+    vectors = np.array([[10], [11], [12], [0], [1], [2]], dtype=np.float32)
+    codes = np.array([[0, 2]] * 3 + [[1, 3]] * 3)
+    table = LeafTable.build(vectors, codes, branching_factor=2, n_levels=2)
+    result = table.search(
+        np.zeros((2, 1)), np.zeros((2, 2, 2)), np.array([[0, 1]] * 2), 3,
+        n_probes=1, exclude=np.array([0, -1]), n_jobs=n_jobs,
+    )  # fmt: skip
+    assert result.positions.tolist() == [[3, 4, 5], [0, 1, 2]]
+    assert result.stats.leaves_opened == 3
+
+
+@pytest.mark.parametrize("n_queries", [0, 1, 2, 12])
+def test_more_threads_than_queries(cases, n_queries):
+    case = cases.make(7, sparsity=2)
+    table = cases.build(case)
+    arguments = [a[:n_queries] for a in (case.queries, case.level_scores, case.query_codes)]
+    one, many = (table.search(*arguments, 5, n_jobs=n_jobs) for n_jobs in (1, 16))
+    np.testing.assert_array_equal(one.positions, many.positions)
+    assert one.stats == many.stats
+    one, many = (table.radius_search(*arguments, 1.5, n_jobs=n_jobs) for n_jobs in (1, 16))
+    np.testing.assert_array_equal(one.positions, many.positions)
+    assert one.indptr.tolist() == many.indptr.tolist()
+
+
 @pytest.mark.parametrize("n_neighbors", [1, 16, 49, 300])
 def test_opening_all_leaves_equals_an_exhaustive_search_to_the_last_tie(cases, n_neighbors):
     case = cases.make(1, sparsity=2, spread=3)
