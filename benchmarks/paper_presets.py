@@ -12,6 +12,7 @@ COMMON = {
     "hash_learning_rate": 1e-3,
     "trunk_learning_rate_ratio": 0.1,
     "sibling_penalty": 100.0,
+    "code_assignment": "batch",
 }
 NPAIRS = {**COMMON, "loss": "npairs", "embedding_dim": 64, "regularization": 0.003}
 TRIPLET = {**COMMON, "loss": "triplet", "embedding_dim": 256, "margin": 0.3, "orthogonality_penalty": 1.0}

@@ -54,16 +54,21 @@ class HierarchicalHashEncoder(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transf
         embeddings), then cross-entropy of each level to codes that are solved over all classes until they
         settle.
     sibling_penalty : float, default=100.0
-        Cost of two classes of a mini-batch (proxy: of all classes) that share parent and bucket.
+        Cost of two classes, of all or of a mini-batch (see `code_assignment`), that share parent and bucket.
     orthogonality_penalty : float, default=0.1
-        Cost of two classes of a mini-batch (proxy: of all classes) that share a bucket at one level.
+        Cost of two classes, of all or of a mini-batch, that share a bucket at one level.
+    code_assignment : {"batch", "settled"}, default="batch"
+        Where the codes of the hash stage come from. "batch" finds those of each mini-batch's classes from
+        that batch alone, as the papers do. "settled" finds those of all classes together, from running means
+        of their scores, once an epoch until half of the epochs, and then keeps them; it starts from the
+        class means. `loss="proxy"` always settles.
     classes_per_batch : int, default=64
         Classes in a mini-batch; at most as many as there are.
     batch_size : int, default=128
         Items in a mini-batch, shared evenly by its classes.
     class_groups_per_step : int, default=1
-        Mini-batches in one training step: one forward pass, their flow problems solved in parallel, the
-        losses averaged.
+        Mini-batches in one training step: one forward pass, the losses averaged. With
+        `code_assignment="batch"` their flow problems are solved in parallel.
     metric_epochs, hash_epochs : int, default=30
         Most epochs of each stage. An epoch draws about as many items as there are.
     learning_rate : float, default=1e-3
@@ -81,7 +86,7 @@ class HierarchicalHashEncoder(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transf
         Factor of the cosines in the proxy loss of the metric stage.
     margin : float, default=0.3
         Margin of the triplet loss of the metric stage.
-    hash_margin : float, default=0.5
+    hash_margin : float, default=2.0
         The same, of the hash stage.
     validation_fraction : float, default=0.1
         Share of the items, stratified, that is held out to choose the best epoch of each stage; 0 keeps the
@@ -104,7 +109,8 @@ class HierarchicalHashEncoder(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transf
     device : str, default="auto"
         Where networks train and run: "auto" takes CUDA where there is one, else the CPU.
     n_jobs : int or None, default=None
-        Threads that solve the flow problems of a step, as in joblib.
+        Threads that solve the flow problems of a step, as in joblib; used with `code_assignment="batch"` and
+        several class groups.
     random_state : int, RandomState instance or None, default=None
         Seed of the hold-out, the initial weights, the batches and dropout. Same seed, same codes on one
         machine's CPU, whatever `n_jobs`. The global random states are neither read nor changed, but for
@@ -160,6 +166,7 @@ class HierarchicalHashEncoder(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transf
         "loss": [StrOptions({"npairs", "triplet", "proxy"})],
         "sibling_penalty": [Interval(Real, 0, None, closed="left")],
         "orthogonality_penalty": [Interval(Real, 0, None, closed="left")],
+        "code_assignment": [StrOptions({"settled", "batch"})],
         "classes_per_batch": [Interval(Integral, 2, None, closed="left")],
         "batch_size": [Interval(Integral, 4, None, closed="left")],
         "class_groups_per_step": [Interval(Integral, 1, None, closed="left")],
@@ -194,6 +201,7 @@ class HierarchicalHashEncoder(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transf
         loss: str = "npairs",
         sibling_penalty: float = 100.0,
         orthogonality_penalty: float = 0.1,
+        code_assignment: str = "batch",
         classes_per_batch: int = 64,
         batch_size: int = 128,
         class_groups_per_step: int = 1,
@@ -206,7 +214,7 @@ class HierarchicalHashEncoder(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transf
         hash_regularization: float = 0.01,
         proxy_scale: float = 8.0,
         margin: float = 0.3,
-        hash_margin: float = 0.5,
+        hash_margin: float = 2.0,
         validation_fraction: float = 0.1,
         patience: int | None = None,
         memory: Any = None,
@@ -224,6 +232,7 @@ class HierarchicalHashEncoder(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transf
         self.loss = loss
         self.sibling_penalty = sibling_penalty
         self.orthogonality_penalty = orthogonality_penalty
+        self.code_assignment = code_assignment
         self.classes_per_batch = classes_per_batch
         self.batch_size = batch_size
         self.class_groups_per_step = class_groups_per_step
@@ -407,6 +416,7 @@ class HierarchicalHashEncoder(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transf
             classes_per_batch=self.classes_per_batch,
             class_groups_per_step=self.class_groups_per_step,
             patience=self.patience,
+            code_assignment=self.code_assignment,
         )
 
     def _code_problem(

@@ -16,6 +16,7 @@ from hqsearch.embedding.inference import as_tensor, embed, level_scores
 from hqsearch.embedding.networks import StageNetwork, new_head
 from hqsearch.embedding.proxies import ProxyHashStage, ProxyMetricStage
 from hqsearch.embedding.randomness import randomness_of
+from hqsearch.embedding.settling import SettledHashStage
 from hqsearch.embedding.stage import StageSettings, TrainingData
 from hqsearch.embedding.training import CodeProblem, HashStage, MetricStage
 
@@ -190,7 +191,8 @@ class EmbeddingModel:
         self.hash_network = StageNetwork(self.metric_network.standardize, trunk, head).to(device)
         data = TrainingData(as_tensor(X, device), y, train, validation)
         with randomness_of(self._network, seed):
-            kind = ProxyHashStage if self.loss == "proxy" else HashStage
+            kind = SettledHashStage if settings.code_assignment == "settled" else HashStage
+            kind = ProxyHashStage if self.loss == "proxy" else kind
             stage = kind(self.hash_network, data, settings, problem=problem, seed=seed, verbose=verbose)
             stage.checkpoint = checkpoint
             return stage.run()

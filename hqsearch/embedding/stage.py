@@ -32,6 +32,8 @@ class StageSettings:
         Weight of the norm penalty (npairs), hinge margin (triplet).
     proxy_scale : float
         Factor of the cosines to class proxies (proxy).
+    code_assignment : {"settled", "batch"}
+        Whether the hash stage's codes are those of all classes or of each batch.
     epochs : int
         Most epochs to train.
     learning_rate, trunk_learning_rate : float
@@ -53,6 +55,7 @@ class StageSettings:
     class_groups_per_step: int = 1
     patience: int | None = None
     proxy_scale: float = 8.0
+    code_assignment: str = "batch"
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ from hqsearch import HierarchicalHashEncoder, HierarchicalHashIndex
 from hqsearch.assignment import solve_cascades
 from hqsearch.embedding.losses import class_cross_entropy, code_cross_entropy
 from hqsearch.embedding.networks import StageNetwork, Standardize, new_head
-from hqsearch.embedding.proxies import AVERAGE_KEPT, HYSTERESIS, ProxyHashStage, ProxyMetricStage
+from hqsearch.embedding.proxies import ProxyHashStage, ProxyMetricStage
+from hqsearch.embedding.settling import AVERAGE_KEPT
 from hqsearch.embedding.stage import StageSettings, TrainingData
 from hqsearch.embedding.training import CodeProblem
 
@@ -168,7 +169,7 @@ def test_a_class_stays_on_its_bucket_unless_another_one_is_clearly_better():
     own = stage._codes.argmax(-1)
     # Bucket `other` is a little, then much, better for class 0 at level 1; nobody else wants it.
     other = (own[0, 0] + 1 + (own[1, 0] == own[0, 0] + 1)) % D
-    for lead, expected in ((0.5 * HYSTERESIS, own[0, 0]), (HYSTERESIS + 0.5, other)):
+    for lead, expected in ((0.5 * stage.hysteresis, own[0, 0]), (stage.hysteresis + 0.5, other)):
         stage._averages = torch.full_like(stage._averages, -9.0)
         stage._averages[1] += 8 * stage._codes[1]
         stage._averages[0, 0, own[0, 0]] = -1.0
