@@ -10,7 +10,7 @@ from numba import njit
 
 from hqsearch.search.blocks import BLOCK, FLOAT16, LINE, PLAIN, SLACK, aligned_floats
 from hqsearch.search.instructions import LEAF_KERNEL, prefetch
-from hqsearch.search.scoring import CHUNK, CHUNK_BLOCKS, gather_block, score_chunk, square_distances_apart
+from hqsearch.search.scoring import COPIED, COPIED_BLOCKS, gather_block, score_chunk, square_distances_apart
 from hqsearch.search.topk import NO_ITEM, offer
 
 # Cells of at most so many items are gathered, or scored item by item.
@@ -128,7 +128,7 @@ def count_lanes(sections, list_cell, cell_start, fewest):
             n_items += width * (width <= limit)
         most = max(most, n_items)
     unit = SLACK if most <= BLOCK else BLOCK
-    return min(CHUNK, (most + unit - 1) // unit * unit)
+    return min(COPIED, (most + unit - 1) // unit * unit)
 
 
 @njit(**LEAF_KERNEL)
@@ -162,7 +162,7 @@ def score_alone(
         width = end_row - row
         if width > limit:
             continue
-        if n_items + width > CHUNK:
+        if n_items + width > COPIED:
             score_apart(
                 flat, dim, skipped, place, starts, strides, n_items, plain, item_positions, work, keys,
                 n_neighbors,
@@ -212,13 +212,13 @@ def score_small_cells(
     dim = queries.shape[1]
     decoding = kind != PLAIN or keep.size > 0
     n_lanes = count_lanes(sections, list_cell, cell_start, 1 if decoding else 2)
-    starts, strides = np.empty(CHUNK + 8, dtype=np.uint64), np.empty(CHUNK + 8, dtype=np.uint64)
-    widths = np.full(CHUNK_BLOCKS, BLOCK)
+    starts, strides = np.empty(COPIED + 8, dtype=np.uint64), np.empty(COPIED + 8, dtype=np.uint64)
+    widths = np.full(COPIED_BLOCKS, BLOCK)
     score_sections(
         queries.ravel(), dim, skipped, sections, list_cell,
         plain, encoded, kind, low, step, cell_start, positions, keep, keys, n_neighbors, work,
         np.arange(queries.shape[0]).astype(np.int32), widths, widths.copy(),
-        aligned_floats(n_lanes * dim + SLACK), np.empty(CHUNK, dtype=np.int32), starts, strides,
+        aligned_floats(n_lanes * dim + SLACK), np.empty(COPIED, dtype=np.int32), starts, strides,
     )  # fmt: skip
 
 
@@ -260,13 +260,13 @@ def score_sections(
             row, width = cell_start[cell], cell_start[cell + 1] - cell_start[cell]
             if width > limit:
                 continue
-            if n_items + width > CHUNK:
-                counts[CHUNK_BLOCKS - 1] = n_items - (CHUNK_BLOCKS - 1) * BLOCK
+            if n_items + width > COPIED:
+                counts[COPIED_BLOCKS - 1] = n_items - (COPIED_BLOCKS - 1) * BLOCK
                 score_chunk(
                     flat, dim, skipped, places, first_place, end_place, gathered, 0, widths, counts,
-                    CHUNK_BLOCKS, gathered_positions, 0, work, keys, n_neighbors,
+                    COPIED_BLOCKS, gathered_positions, 0, work, keys, n_neighbors,
                 )  # fmt: skip
-                counts[CHUNK_BLOCKS - 1] = BLOCK
+                counts[COPIED_BLOCKS - 1] = BLOCK
                 n_items = 0
             n_kept = width
             if decoding:

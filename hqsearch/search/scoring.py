@@ -22,8 +22,11 @@ from hqsearch.search.instructions import (
 from hqsearch.search.topk import NO_ITEM, RANKED_ROW, offer
 
 # Blocks scored before the running top-k looks at them: with more than one it sees few of their items.
-CHUNK_BLOCKS = 4
+CHUNK_BLOCKS = 16
 CHUNK = CHUNK_BLOCKS * BLOCK
+# Chunks whose items are copied first, decoded or gathered, are smaller: the copies stay in the caches.
+COPIED_BLOCKS = 4
+COPIED = COPIED_BLOCKS * BLOCK
 
 
 class Workspace(NamedTuple):
@@ -37,9 +40,9 @@ class Workspace(NamedTuple):
         For `topk.offer`.
     widths : ndarray of shape (CHUNK_BLOCKS,), dtype int64
         Items of each block of the chunk.
-    decoded : ndarray of shape (CHUNK * embedding_dim + SLACK,), dtype float32
+    decoded : ndarray of shape (COPIED * embedding_dim + SLACK,), dtype float32
         A chunk whose items were decoded or picked out; empty when chunks are scored where they lie.
-    decoded_positions : ndarray of shape (CHUNK,), dtype int32
+    decoded_positions : ndarray of shape (COPIED,), dtype int32
         Positions of its items.
     kept_columns : ndarray of shape (BLOCK,), dtype int32
         Which items of a block are kept.
@@ -263,7 +266,7 @@ def score_chunk(
 @njit(cache=True, nogil=True)
 def make_workspace(dim, decoding):
     """Make the memory that scoring works in, once for all cells; `decoding` says whether cells are copied."""
-    n_decoded = CHUNK if decoding else 0
+    n_decoded = COPIED if decoding else 0
     return Workspace(
         aligned_floats(4 * CHUNK),
         aligned_floats(BLOCK).view(np.int32),
@@ -323,7 +326,7 @@ def score_large_cells(
             run_end += 1
         row, last_row = cell_start[cell], cell_start[cell + 1]
         while row < last_row:
-            n_rows = min(CHUNK, last_row - row)
+            n_rows = min(COPIED if decoding else CHUNK, last_row - row)
             n_blocks = (n_rows + BLOCK - 1) // BLOCK
             n_items = 0
             for block in range(n_blocks):
