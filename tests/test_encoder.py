@@ -33,6 +33,21 @@ def fitted(digits):
 
 
 @pytest.mark.parametrize("loss", ["npairs", "triplet"])
+def test_codes_that_settle_are_one_for_each_class_and_retrieve_unseen_items(digits, loss):
+    X, y, X_query, y_query = digits
+    asked = {"metric_epochs": 15, "hash_epochs": 15, "loss": loss}
+    settled = make(**asked, code_assignment="settled").fit(X, y)
+    assert settled.score(X_query, y_query) > 0.85
+    assert settled.history_[-1]["suf"] > 5
+    leaves = settled.encode(X)[:, 0]
+    usual = [np.bincount(leaves[y == c]).argmax() for c in np.unique(y)]
+    assert len(set(usual)) == 10
+    batch = make(**asked).fit(X, y)
+    assert batch.history_[0] | {"seconds": 0} == settled.history_[0] | {"seconds": 0}
+    assert batch.history_[-1]["loss"] != settled.history_[-1]["loss"]
+
+
+@pytest.mark.parametrize("loss", ["npairs", "triplet"])
 @pytest.mark.parametrize("sparsity", [1, 3])
 def test_both_losses_learn_codes_that_retrieve_unseen_items(digits, loss, sparsity):
     X, y, X_query, y_query = digits
