@@ -128,18 +128,24 @@ def draw_curves(result, path):
     figure, axes = plt.subplots(
         1, len(blocks), figsize=(4.5 * len(blocks), 4), squeeze=False, layout="constrained"
     )
+    # One colour for a method in every panel, and none for two methods.
+    methods = dict.fromkeys((r["method"], r["sparsity"]) for block in blocks for r in block["records"])
+    colors = dict(zip(methods, matplotlib.color_sequences["tab20"], strict=False))
+    handles = {}
     for ax, block in zip(axes[0], blocks, strict=True):
         for name, sparsity in dict.fromkeys((r["method"], r["sparsity"]) for r in block["records"]):
             rows = [r for r in block["records"] if (r["method"], r["sparsity"]) == (name, sparsity)]
             ours = name == "hqsearch"
-            ax.plot(
+            label = name if sparsity is None else f"{name}, s = {sparsity}"
+            (handles[label],) = ax.plot(
                 [r["precision@16"] for r in rows], [r["queries_per_second"] for r in rows], "o-",
-                label=name if sparsity is None else f"{name}, s = {sparsity}",
+                label=label, color=colors[name, sparsity],
                 linewidth=2.5 if ours else 1, markersize=7 if ours else 4,
             )  # fmt: skip
-        ax.set(yscale="log", xlabel="precision@16", ylabel="queries per second", title=block["title"])
+        ax.set(yscale="log", xlabel="precision@16", ylabel="queries per second")
+        ax.set_title(block["title"], fontsize=10)
         ax.grid(alpha=0.3)
-    axes[0, 0].legend(fontsize=7)
+    figure.legend(handles=handles.values(), loc="outside right upper", fontsize=7)
     figure.savefig(path, dpi=110)
     plt.close(figure)
 

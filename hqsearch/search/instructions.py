@@ -29,7 +29,7 @@ __all__ = [
 
 # Options of kernels that make no arrays and return none: with reference counts, each call would count all
 # its arrays up and down again, 10 ns an array. They call each other only: what they call inherits this.
-# `_nrt` is numba's name for the counts, and has been since 2015, but it is not in its manual.
+# `_nrt` is numba's own name for them; its manual does not speak of it.
 LEAF_KERNEL: dict[str, Any] = {"cache": True, "nogil": True, "_nrt": False}
 
 # Rows that are worked on while the memory of one is on its way.

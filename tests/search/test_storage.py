@@ -7,6 +7,7 @@ import pytest
 
 from hqsearch.search import LeafTable, SearchStats, table_arrays, table_from_arrays
 from hqsearch.search.blocks import FLOAT16, INT8, PLAIN, byte_scale, decode, encode
+from hqsearch.search.scoring import CHUNK, COPIED
 from hqsearch.search.segments import Segment
 
 
@@ -167,6 +168,30 @@ def test_arrays_whose_values_do_not_lie_side_by_side_are_refused(cases, name):
     strided[::2] = values
     with pytest.raises(ValueError, match=f"segment0.{name} to hold values side by side"):
         table_from_arrays(numbers, arrays | {f"segment0.{name}": strided[::2]})
+
+
+@pytest.mark.parametrize("n_items", [COPIED, COPIED + 1, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK + 70])
+@pytest.mark.parametrize("storage", ["float32", "int8"])
+@pytest.mark.parametrize("masked", [False, True])
+def test_leaves_larger_than_what_is_scored_at_once(n_items, storage, masked):
+    # One leaf, distances that tie across its chunks, and the nearest items in the last of them.
+    rng = np.random.default_rng(n_items)
+    vectors = rng.integers(0, 4, (n_items, 3)).astype(np.float32)
+    vectors[-3:] = 0
+    table = LeafTable.build(
+        vectors, np.zeros((n_items, 1), int), branching_factor=2, n_levels=1, storage=storage
+    )
+    vectors = table.stored_vectors()[1]
+    allowed = rng.random(n_items) < 0.7 if masked else np.ones(n_items, bool)
+    queries = np.concatenate([np.zeros((1, 3)), rng.integers(0, 4, (6, 3))]).astype(np.float32)
+    scores, codes = np.zeros((7, 1, 2)), np.zeros((7, 1), int)
+    squares = ((queries[:, None] - vectors) ** 2).sum(2)
+    squares[:, ~allowed] = np.inf
+    for k in (1, 16, 60):
+        found = table.search(queries, scores, codes, k, allowed=allowed if masked else None)
+        np.testing.assert_array_equal(found.positions, np.argsort(squares, axis=1, kind="stable")[:, :k])
+        alone = table.search(queries[:1], scores[:1], codes[:1], k, allowed=allowed if masked else None)
+        np.testing.assert_array_equal(alone.positions, found.positions[:1])
 
 
 @pytest.mark.parametrize("storage", ["float32", "int8"])
