@@ -108,6 +108,10 @@ class HierarchicalHashEncoder(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transf
         served.
     device : str, default="auto"
         Where networks train and run: "auto" takes CUDA where there is one, else the CPU.
+    precision : {"auto", "float32", "bfloat16"}, default="auto"
+        Of the products in training; weights, losses and all that a trained network computes are float32.
+        "auto" trains the built-in convolutional trunks in bfloat16 where the device has instructions for it
+        (AVX512-BF16, AMX, NVIDIA from Ampere on), else in float32.
     n_jobs : int or None, default=None
         Threads that solve the flow problems of a step, as in joblib; used with `code_assignment="batch"` and
         several class groups.
@@ -185,6 +189,7 @@ class HierarchicalHashEncoder(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transf
         "memory": [None, str, HasMethods(["cache"])],
         "checkpoint_dir": [None, str, os.PathLike],
         "device": [str],
+        "precision": [StrOptions({"auto", "float32", "bfloat16"})],
         "n_jobs": [None, Integral],
         "random_state": ["random_state"],
         "verbose": ["verbose"],
@@ -220,6 +225,7 @@ class HierarchicalHashEncoder(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transf
         memory: Any = None,
         checkpoint_dir: str | os.PathLike | None = None,
         device: str = "auto",
+        precision: str = "auto",
         n_jobs: int | None = None,
         random_state: Any = None,
         verbose: int = 0,
@@ -251,6 +257,7 @@ class HierarchicalHashEncoder(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transf
         self.memory = memory
         self.checkpoint_dir = checkpoint_dir
         self.device = device
+        self.precision = precision
         self.n_jobs = n_jobs
         self.random_state = random_state
         self.verbose = verbose
@@ -400,7 +407,7 @@ class HierarchicalHashEncoder(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transf
         )
 
     def _stage_settings(self, stage: str) -> Any:
-        from hqsearch.embedding import StageSettings
+        from hqsearch.embedding import StageSettings, resolve_device, resolve_precision
 
         hashing = stage == "hash"
         rate = self.hash_learning_rate if hashing else self.learning_rate
@@ -417,6 +424,9 @@ class HierarchicalHashEncoder(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transf
             class_groups_per_step=self.class_groups_per_step,
             patience=self.patience,
             code_assignment=self.code_assignment,
+            precision=resolve_precision(
+                self.precision, self.network, self._input_shape, resolve_device(self.device)
+            ),
         )
 
     def _code_problem(

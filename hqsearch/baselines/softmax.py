@@ -55,6 +55,8 @@ class SoftmaxHashEncoder(BaselineHashEncoder):
         Where to keep classifiers that are trained already. They do not depend on `sparsity`.
     device : str, default="auto"
         Where the classifier trains and runs: "auto" takes CUDA where there is one, else the CPU.
+    precision : {"auto", "float32", "bfloat16"}, default="auto"
+        Of the products in training, as in `HierarchicalHashEncoder`.
     random_state : int, RandomState instance or None, default=None
         Seed of the classifier, and of the encoder unless that is frozen. None keeps the one that a given
         encoder has.
@@ -110,6 +112,7 @@ class SoftmaxHashEncoder(BaselineHashEncoder):
         "patience": [None, Interval(Integral, 1, None, closed="left")],
         "memory": [None, str, HasMethods(["cache"])],
         "device": [str],
+        "precision": [StrOptions({"auto", "float32", "bfloat16"})],
         "verbose": ["verbose"],
     }
 
@@ -128,6 +131,7 @@ class SoftmaxHashEncoder(BaselineHashEncoder):
         patience: int | None = None,
         memory: Any = None,
         device: str = "auto",
+        precision: str = "auto",
         random_state: Any = None,
         verbose: int = 0,
     ):
@@ -143,6 +147,7 @@ class SoftmaxHashEncoder(BaselineHashEncoder):
         self.patience = patience
         self.memory = memory
         self.device = device
+        self.precision = precision
         self.random_state = random_state
         self.verbose = verbose
 
@@ -195,7 +200,13 @@ class SoftmaxHashEncoder(BaselineHashEncoder):
         return X, y
 
     def _fit_classifier(self, X: np.ndarray, y: np.ndarray, split_seed: int, seed: int) -> None:
-        from hqsearch.embedding import ClassifierModel, StageSettings, split_validation
+        from hqsearch.embedding import (
+            ClassifierModel,
+            StageSettings,
+            resolve_device,
+            resolve_precision,
+            split_validation,
+        )
 
         train, validation = split_validation(y, self.validation_fraction, np.random.default_rng(split_seed))
         settings = StageSettings(
@@ -208,6 +219,9 @@ class SoftmaxHashEncoder(BaselineHashEncoder):
             batch_size=self.batch_size,
             classes_per_batch=self.classes_per_batch,
             patience=self.patience,
+            precision=resolve_precision(
+                self.precision, self.network, self._input_shape, resolve_device(self.device)
+            ),
         )
         self._model = ClassifierModel(device=self.device)
         self.history_ = self._model.fit(

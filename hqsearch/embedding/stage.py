@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from hqsearch.embedding.batches import ClassBalancedBatches
 from hqsearch.embedding.checkpoints import Checkpoint, StageState, fill_network, network_tensors
 from hqsearch.embedding.networks import Dropout, StageNetwork
+from hqsearch.embedding.precision import mixed_precision
 from hqsearch.embedding.progress import report_epoch
 
 
@@ -42,6 +43,8 @@ class StageSettings:
         Shape of a step: items and classes of one group, and groups.
     patience : int or None
         Validations without improvement after which training stops; None never stops early.
+    precision : {"float32", "bfloat16"}
+        Of the network's products in training; losses are float32.
     """
 
     loss: str
@@ -56,6 +59,7 @@ class StageSettings:
     patience: int | None = None
     proxy_scale: float = 8.0
     code_assignment: str = "batch"
+    precision: str = "float32"
 
 
 @dataclass(frozen=True)
@@ -263,9 +267,11 @@ class Stage(ABC):
 
     def _train_step(self, items: Tensor) -> dict[str, Tensor]:
         """One update on `items`, int64 of shape (n_groups, n_classes, items_per_class)."""
-        outputs = self.network(self.data.X[items.flatten()])
+        X = self.data.X[items.flatten()]
+        with mixed_precision(self.settings.precision, X.device):
+            outputs = self.network(X)
         classes = self._class_of[items[:, :, 0]]
-        loss = self._loss(outputs.unflatten(0, tuple(items.shape)), classes).mean()
+        loss = self._loss(outputs.float().unflatten(0, tuple(items.shape)), classes).mean()
         self._backward(loss)
         self._apply()
         return {"loss": loss}

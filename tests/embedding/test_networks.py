@@ -48,6 +48,14 @@ def test_built_in_trunks_are_the_generators_and_leave_the_global_state(network):
         assert torch.isfinite(a.float()).all()
 
 
+@pytest.mark.parametrize("network", ["conv", "nin"])
+def test_convolutions_run_channels_last(network):
+    first = build_trunk(network, (3, 8, 8), generator())[0]
+    output = first(torch.rand(2, 3, 8, 8))
+    assert output.is_contiguous(memory_format=torch.channels_last)
+    assert not output.is_contiguous()
+
+
 @pytest.mark.parametrize(
     ("network", "shape", "message"),
     [

@@ -1,0 +1,57 @@
+"""In which floating-point numbers a network is trained: float32, or bfloat16 where that is faster."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+
+# Trunks whose precision is known not to suffer.
+_CONVOLUTIONS = ("auto", "conv", "nin")
+_CPU_INSTRUCTIONS = ("avx512_bf16", "amx_bf16")
+# The first NVIDIA GPUs that multiply bfloat16.
+_CUDA_CAPABILITY = (8, 0)
+
+
+def resolve_precision(
+    precision: str, network: str | nn.Module | Callable, input_shape: Sequence[int], device: torch.device
+) -> str:
+    """Turn a `precision` parameter into that of a training.
+
+    Parameters
+    ----------
+    precision : {"auto", "float32", "bfloat16"}
+        "auto" takes bfloat16 for the built-in convolutional trunks where the device multiplies it in
+        instructions of its own.
+    network : str, nn.Module or callable
+        The trunk, see `build_trunk`.
+    input_shape : sequence of int
+        Shape of one item.
+    device : torch.device
+        Where it is trained.
+
+    Returns
+    -------
+    {"float32", "bfloat16"}
+    """
+    if precision != "auto":
+        return precision
+    convolutional = isinstance(network, str) and network in _CONVOLUTIONS and len(input_shape) == 3
+    return "bfloat16" if convolutional and multiplies_bfloat16(device) else "float32"
+
+
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Tell whether a device has instructions for products of bfloat16."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= _CUDA_CAPABILITY
+    # A torch that cannot tell counts as no.
+    capabilities: Callable[[], dict[str, Any]] = getattr(torch.cpu, "get_capabilities", dict)
+    return device.type == "cpu" and any(capabilities().get(name) for name in _CPU_INSTRUCTIONS)
+
+
+def mixed_precision(precision: str, device: torch.device) -> AbstractContextManager:
+    """Context in which products are of `precision`; weights and their gradients stay float32."""
+    return torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bfloat16" else nullcontext()

@@ -1,0 +1,103 @@
+"""Which precision is chosen where, and what it touches: the products of training, nothing else."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from hqsearch import HierarchicalHashEncoder
+from hqsearch.baselines import SoftmaxHashEncoder
+from hqsearch.embedding import precision
+from hqsearch.embedding.precision import multiplies_bfloat16, resolve_precision
+
+CPU = torch.device("cpu")
+IMAGE, VECTOR = (1, 8, 8), (64,)
+
+
+@pytest.mark.parametrize(
+    ("asked", "network", "shape", "instructions", "expected"),
+    [
+        ("auto", "auto", IMAGE, True, "bfloat16"),
+        ("auto", "conv", IMAGE, True, "bfloat16"),
+        ("auto", "nin", IMAGE, True, "bfloat16"),
+        ("auto", "auto", IMAGE, False, "float32"),
+        ("auto", "auto", VECTOR, True, "float32"),
+        ("auto", "mlp", IMAGE, True, "float32"),
+        ("auto", nn.Flatten(), IMAGE, True, "float32"),
+        ("auto", lambda shape: nn.Flatten(), IMAGE, True, "float32"),
+        ("bfloat16", "mlp", VECTOR, False, "bfloat16"),
+        ("float32", "conv", IMAGE, True, "float32"),
+    ],
+)
+def test_auto_is_bfloat16_for_our_convolutions_where_it_is_fast(
+    monkeypatch, asked, network, shape, instructions, expected
+):
+    monkeypatch.setattr(precision, "multiplies_bfloat16", lambda device: instructions)
+    assert resolve_precision(asked, network, shape, CPU) == expected
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "expected"),
+    [
+        ({"avx512_bf16": True}, True),
+        ({"amx_bf16": True, "avx512_bf16": False}, True),
+        ({"avx512_f": True, "avx512_bf16": False}, False),
+        ({}, False),
+    ],
+)
+def test_the_instructions_of_a_cpu_decide(monkeypatch, capabilities, expected):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    assert multiplies_bfloat16(CPU) is expected
+
+
+def test_a_torch_that_cannot_tell_counts_as_no(monkeypatch):
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    assert not multiplies_bfloat16(CPU)
+
+
+def test_the_generation_of_a_gpu_decides(monkeypatch):
+    for capability, expected in (((7, 5), False), ((8, 0), True), ((9, 0), True)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, c=capability: c)
+        assert multiplies_bfloat16(torch.device("cuda")) is expected
+
+
+class Watched(nn.Linear):
+    """A trunk that notes what its output is made of, and whether it is trained."""
+
+    seen: list  # shared by all copies
+
+    def forward(self, x):
+        out = super().forward(x)
+        self.seen.append((self.training, out.dtype))
+        return out
+
+
+@pytest.mark.parametrize("make", [HierarchicalHashEncoder, SoftmaxHashEncoder])
+@pytest.mark.parametrize(("asked", "trained"), [("bfloat16", torch.bfloat16), ("float32", torch.float32)])
+def test_products_of_training_alone_have_the_precision(blobs, make, asked, trained):
+    X, y = blobs
+    Watched.seen = []
+    epochs = {"epochs": 2} if make is SoftmaxHashEncoder else {"metric_epochs": 1, "hash_epochs": 1}
+    trunk = Watched(X.shape[1], 16)
+    encoder = make(network=trunk, precision=asked, random_state=0, **epochs).fit(X, y)
+    embedding, scores, _ = encoder.describe(X)
+    assert {dtype for training, dtype in Watched.seen if training} == {trained}
+    assert {dtype for training, dtype in Watched.seen if not training} == {torch.float32}
+    assert embedding.dtype == scores.dtype == np.float32
+    network = encoder._model.classifier_network if make is SoftmaxHashEncoder else encoder._model.hash_network
+    assert {p.dtype for p in network.parameters()} == {torch.float32}
+
+
+def test_bfloat16_learns_images(digits):
+    X, y, X_query, y_query = digits
+    images, queries = X.reshape(-1, 1, 8, 8), X_query.reshape(-1, 1, 8, 8)
+    encoder = HierarchicalHashEncoder(precision="bfloat16", metric_epochs=6, hash_epochs=6, random_state=0)
+    again = HierarchicalHashEncoder(precision="bfloat16", metric_epochs=6, hash_epochs=6, random_state=0)
+    encoder.fit(images, y)
+    assert encoder.score(queries, y_query) > 0.85
+    assert (again.fit(images, y).encode(queries) == encoder.encode(queries)).all()
+
+
+def test_an_unknown_precision_is_refused(blobs):
+    with pytest.raises(ValueError, match="precision"):
+        HierarchicalHashEncoder(precision="half").fit(*blobs)
