@@ -69,6 +69,10 @@ class HierarchicalHashEncoder(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transf
     class_groups_per_step : int, default=1
         Mini-batches in one training step: one forward pass, the losses averaged. With
         `code_assignment="batch"` their flow problems are solved in parallel.
+    shared_trunk : bool, default=False
+        Whether one trunk serves embedding and level scores: the hash stage then goes on training the
+        embedding too, by the sum of both losses, and a query runs one network instead of two. The embedding
+        then depends on the codes.
     metric_epochs, hash_epochs : int, default=30
         Most epochs of each stage. An epoch draws about as many items as there are.
     learning_rate : float, default=1e-3
@@ -174,6 +178,7 @@ class HierarchicalHashEncoder(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transf
         "classes_per_batch": [Interval(Integral, 2, None, closed="left")],
         "batch_size": [Interval(Integral, 4, None, closed="left")],
         "class_groups_per_step": [Interval(Integral, 1, None, closed="left")],
+        "shared_trunk": ["boolean"],
         "metric_epochs": [Interval(Integral, 0, None, closed="left")],
         "hash_epochs": [Interval(Integral, 0, None, closed="left")],
         "learning_rate": [Interval(Real, 0, None, closed="neither")],
@@ -210,6 +215,7 @@ class HierarchicalHashEncoder(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transf
         classes_per_batch: int = 64,
         batch_size: int = 128,
         class_groups_per_step: int = 1,
+        shared_trunk: bool = False,
         metric_epochs: int = 30,
         hash_epochs: int = 30,
         learning_rate: float = 1e-3,
@@ -242,6 +248,7 @@ class HierarchicalHashEncoder(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transf
         self.classes_per_batch = classes_per_batch
         self.batch_size = batch_size
         self.class_groups_per_step = class_groups_per_step
+        self.shared_trunk = shared_trunk
         self.metric_epochs = metric_epochs
         self.hash_epochs = hash_epochs
         self.learning_rate = learning_rate
@@ -380,6 +387,7 @@ class HierarchicalHashEncoder(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transf
             settings=settings,
             seed=hash_seed,
             problem=self._code_problem(model.embed(X), y, train, validation),
+            metric=self._stage_settings("metric") if self.shared_trunk else None,
             verbose=self.verbose,
             checkpoint=checkpoints.get("hash"),
         )
@@ -430,7 +438,7 @@ class HierarchicalHashEncoder(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transf
         )
 
     def _code_problem(
-        self, embedding: np.ndarray, y: np.ndarray, train: np.ndarray, validation: np.ndarray
+        self, metric_embedding: np.ndarray, y: np.ndarray, train: np.ndarray, validation: np.ndarray
     ) -> Any:
         from hqsearch.assignment import solve_cascades
         from hqsearch.embedding import CodeProblem
@@ -448,8 +456,9 @@ class HierarchicalHashEncoder(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transf
             )
             return np.asarray(codes)
 
-        def validate(level_scores: np.ndarray) -> dict[str, float]:
+        def validate(level_scores: np.ndarray, trained_along: np.ndarray | None) -> dict[str, float]:
             codes = greedy_codes(level_scores, self.sparsity)
+            embedding = metric_embedding if trained_along is None else trained_along
             table = LeafTable.build(
                 embedding[train], codes[train], branching_factor=self.branching_factor, n_levels=self.n_levels
             )
@@ -500,7 +509,9 @@ class HierarchicalHashEncoder(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transf
         return greedy_codes(self.level_scores(X), self.sparsity)
 
     def embed(self, X: Any) -> np.ndarray:
-        """Metric-stage embedding, by which candidates are ranked.
+        """Embedding by which candidates are ranked.
+
+        The metric stage's, or with `shared_trunk` what the hash stage has made of it.
 
         Parameters
         ----------
@@ -548,9 +559,8 @@ class HierarchicalHashEncoder(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transf
         codes : ndarray of shape (n_samples, sparsity), dtype int64
             As `encode`.
         """
-        X = self._validate_query(X)
-        level_scores = self._model.level_scores(X)
-        return self._model.embed(X), level_scores, greedy_codes(level_scores, self.sparsity)
+        embedding, level_scores = self._model.describe(self._validate_query(X))
+        return embedding, level_scores, greedy_codes(level_scores, self.sparsity)
 
     def score(self, X: Any, y: Any) -> float:
         """Precision@1 under the code, among the items of X, each item's own entry left out.

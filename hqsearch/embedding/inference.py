@@ -31,7 +31,11 @@ def split_levels(outputs: Tensor, n_levels: int, branching_factor: int, loss: st
 
 def embed(network: StageNetwork, X: Tensor | np.ndarray, loss: str) -> Tensor:
     """Embedding of all items, float32 of shape (n_samples, embedding_dim); see `UNIT_LOSSES`."""
-    outputs = infer(network, X)
+    return as_embedding(infer(network, X), loss)
+
+
+def as_embedding(outputs: Tensor, loss: str) -> Tensor:
+    """Embedding that network outputs stand for: unit rows for `UNIT_LOSSES`."""
     return nn.functional.normalize(outputs, dim=-1) if loss in UNIT_LOSSES else outputs
 
 

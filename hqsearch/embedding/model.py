@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hqsearch.embedding.checkpoints import Checkpoint
 from hqsearch.embedding.first_stage import fit_first_stage
-from hqsearch.embedding.inference import as_tensor, embed, level_scores
-from hqsearch.embedding.networks import StageNetwork, new_head
+from hqsearch.embedding.inference import as_embedding, as_tensor, embed, infer, level_scores, split_levels
+from hqsearch.embedding.networks import StageNetwork, joined_heads, new_head, parted_heads
 from hqsearch.embedding.proxies import ProxyHashStage, ProxyMetricStage
 from hqsearch.embedding.randomness import randomness_of
 from hqsearch.embedding.settling import SettledHashStage
@@ -68,6 +68,18 @@ def available_device(device: str) -> torch.device:
         return resolve_device("auto")
 
 
+class _TwoHeads(StageNetwork):
+    """Layers that two networks share, and what either makes of them side by side."""
+
+    def __init__(self, network: StageNetwork, other: nn.Linear):
+        super().__init__(network.standardize, network.trunk, network.head)
+        self.other = other
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.hidden(x)
+        return torch.cat([self.head(hidden), self.other(hidden)], dim=1)
+
+
 class EmbeddingModel:
     """Both stages' networks, from training to inference.
 
@@ -88,6 +100,7 @@ class EmbeddingModel:
         self.branching_factor = branching_factor
         self.device = device
         self._network: str | nn.Module | Callable = "auto"
+        self.shared_trunk = False
         self.metric_network: StageNetwork | None = None
         self.hash_network: StageNetwork | None = None
 
@@ -166,12 +179,14 @@ class EmbeddingModel:
         settings: StageSettings,
         seed: int,
         problem: CodeProblem,
+        metric: StageSettings | None = None,
         verbose: int = 0,
         checkpoint: Checkpoint | None = None,
     ) -> list[dict[str, Any]]:
         """Train the level scores, starting from the metric stage's trunk.
 
-        Parameters are those of `fit_metric`; `problem` tells how codes are solved and validated.
+        Parameters are those of `fit_metric`; `problem` tells how codes are solved and validated. With
+        `metric`, the metric stage's settings, its embedding is trained along, and both share the trunk.
 
         Returns
         -------
@@ -188,14 +203,25 @@ class EmbeddingModel:
             std=HASH_HEAD_STD,
         )
         trunk = copy.deepcopy(self.metric_network.trunk)
-        self.hash_network = StageNetwork(self.metric_network.standardize, trunk, head).to(device)
+        self.shared_trunk = metric is not None
+        n_along = self.metric_network.head.out_features if self.shared_trunk else 0
+        if self.shared_trunk:
+            head = joined_heads(self.metric_network.head, head)
+        network = StageNetwork(self.metric_network.standardize, trunk, head).to(device)
         data = TrainingData(as_tensor(X, device), y, train, validation)
         with randomness_of(self._network, seed):
             kind = SettledHashStage if settings.code_assignment == "settled" else HashStage
             kind = ProxyHashStage if self.loss == "proxy" else kind
-            stage = kind(self.hash_network, data, settings, problem=problem, seed=seed, verbose=verbose)
+            stage = kind(network, data, settings, problem=problem, metric=metric, seed=seed, verbose=verbose)
             stage.checkpoint = checkpoint
-            return stage.run()
+            history = stage.run()
+        self.hash_network = network
+        if self.shared_trunk:
+            self.metric_network, self.hash_network = (
+                StageNetwork(network.standardize, trunk, part).eval()
+                for part in parted_heads(network.head, n_along)
+            )
+        return history
 
     def embed(self, X: np.ndarray) -> np.ndarray:
         """Embedding of X, float32 of shape (n_samples, embedding_dim)."""
@@ -207,15 +233,31 @@ class EmbeddingModel:
         assert self.hash_network is not None
         return level_scores(self.hash_network, X, self.loss, self.n_levels, self.branching_factor)
 
+    def describe(self, X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """`embed` and `level_scores` of X, from one pass where the trunk is shared."""
+        if not self.shared_trunk:
+            return self.embed(X), self.level_scores(X)
+        assert self.metric_network is not None
+        assert self.hash_network is not None
+        outputs = infer(_TwoHeads(self.metric_network, self.hash_network.head), X)
+        embedding, scores = outputs.tensor_split([self.metric_network.head.out_features], dim=1)
+        scores = split_levels(scores, self.n_levels, self.branching_factor, self.loss)
+        return as_embedding(embedding, self.loss).cpu().numpy(), scores.cpu().numpy()
+
     def __getstate__(self) -> dict[str, Any]:
-        # Pickled on the CPU, so that a model trained on a GPU opens anywhere.
-        state = dict(self.__dict__)
-        for name in ("metric_network", "hash_network"):
-            if state[name] is not None and next(state[name].parameters()).is_cuda:
-                state[name] = copy.deepcopy(state[name]).cpu()
-        return state
+        # Pickled on the CPU, so that a model trained on a GPU opens anywhere; together, for a trunk that both
+        # share.
+        names = ("metric_network", "hash_network")
+        networks = {name: self.__dict__[name] for name in names}
+        if any(n is not None and next(n.parameters()).is_cuda for n in networks.values()):
+            networks = copy.deepcopy(networks)
+            for network in networks.values():
+                if network is not None:
+                    network.cpu()
+        return {**self.__dict__, **networks}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        self.shared_trunk = False
         self.__dict__.update(state)
         device = available_device(self.device)
         for network in (self.metric_network, self.hash_network):

@@ -97,10 +97,12 @@ def conv_trunk(input_shape: Sequence[int]) -> nn.Module:
     layers: list[nn.Module] = []
     side = min(height, width)
     for filters in (32, 64, 128):
-        layers += [nn.Conv2d(channels, filters, 3, padding=1, bias=False), nn.BatchNorm2d(filters), nn.ReLU()]
+        layers += [nn.Conv2d(channels, filters, 3, padding=1, bias=False), nn.BatchNorm2d(filters)]
         if side >= 4:
+            # Before the ReLU, which then has a quarter of the work for the same result.
             layers.append(nn.MaxPool2d(2))
             side //= 2
+        layers.append(nn.ReLU())
         channels = filters
     layers += [nn.Conv2d(channels, 256, 3, padding=1, bias=False), nn.BatchNorm2d(256), nn.ReLU()]
     layers += [nn.AdaptiveAvgPool2d(2 if side >= 2 else 1), nn.Flatten()]
@@ -257,6 +259,28 @@ def new_head(n_in: int, n_out: int, generator: torch.Generator, std: float | Non
             nn.init.trunc_normal_(head.weight, std=std, a=-2 * std, b=2 * std, generator=generator)
         nn.init.zeros_(head.bias)
     return head
+
+
+def joined_heads(first: nn.Linear, second: nn.Linear) -> nn.Linear:
+    """Make one linear layer whose outputs are those of both."""
+    head = nn.utils.skip_init(nn.Linear, first.in_features, first.out_features + second.out_features)
+    with torch.no_grad():
+        head.weight.copy_(torch.cat([first.weight.cpu(), second.weight.cpu()]))
+        head.bias.copy_(torch.cat([first.bias.cpu(), second.bias.cpu()]))
+    return head
+
+
+def parted_heads(head: nn.Linear, n_first: int) -> tuple[nn.Linear, nn.Linear]:
+    """Undo `joined_heads`: the first `n_first` outputs, and the others."""
+    parts = []
+    for rows in (slice(None, n_first), slice(n_first, None)):
+        weight, bias = head.weight[rows], head.bias[rows]
+        part = nn.utils.skip_init(nn.Linear, head.in_features, len(weight), device=weight.device)
+        with torch.no_grad():
+            part.weight.copy_(weight)
+            part.bias.copy_(bias)
+        parts.append(part)
+    return parts[0], parts[1]
 
 
 def initial_network(

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from hqsearch.embedding.checkpoints import StageState
-from hqsearch.embedding.inference import INFERENCE_BATCH, split_levels
+from hqsearch.embedding.inference import INFERENCE_BATCH
 from hqsearch.embedding.training import HashStage
 
 # What a step leaves of the running averages of a class that it shows.
@@ -48,7 +48,11 @@ class SettledHashStage(HashStage):
         means, spread = self._class_means()
         self._start_head(means, spread)
         with torch.no_grad():
-            self._averages = self._split(self.network.head(means)).contiguous()
+            self._start_classes(self.network.head(means))
+
+    def _start_classes(self, outputs: Tensor) -> None:
+        """Start what belongs to classes from the outputs for their means, (n_classes, n_outputs)."""
+        self._averages = self._split(outputs).contiguous()
         self._codes = self._solve(self._averages)
 
     def _state_to_save(self) -> StageState:
@@ -97,12 +101,9 @@ class SettledHashStage(HashStage):
             weight = (directions[order.to(means.device)] + noise.to(means.device)) * (
                 self.initial_scale / spread
             )
-            rows = slice(level * d, (level + 1) * d)
+            rows = slice(self.embedding_dim + level * d, self.embedding_dim + (level + 1) * d)
             head.weight[rows] = weight
             head.bias[rows] = -weight @ centre
-
-    def _split(self, outputs: Tensor) -> Tensor:
-        return split_levels(outputs, self.problem.n_levels, self.problem.branching_factor, self.settings.loss)
 
     def _solve(self, averages: Tensor) -> Tensor:
         """Best codes of all classes, 0 or 1 of the scores' dtype: (n_classes, n_levels, d)."""
@@ -117,8 +118,7 @@ class SettledHashStage(HashStage):
     def _solve_again(self) -> None:
         self._codes = self._solve(self._averages + self.hysteresis * self._codes)
 
-    def _loss(self, outputs: Tensor, classes: Tensor) -> Tensor:
-        scores = self._split(outputs)
+    def _code_loss(self, scores: Tensor, classes: Tensor) -> Tensor:
         self._average(scores, classes)
         return self._masked_loss(scores, self._codes[classes])
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hqsearch.embedding.inference import embed, level_scores, split_levels
+from hqsearch.embedding.inference import as_embedding, embed, infer, split_levels
 from hqsearch.embedding.losses import (
     masked_l1_distances,
     masked_similarities,
@@ -33,15 +33,16 @@ class CodeProblem:
         Class scores, float32 array of shape (n_groups, n_classes, n_levels, branching_factor), to the best
         codes, bool array of the same shape.
     validate : callable
-        Level scores of all items, float32 array of shape (n_samples, n_levels, branching_factor), to a dict
-        of figures on the held-out items, of which "criterion" is to be maximised.
+        Level scores of all items, float32 array of shape (n_samples, n_levels, branching_factor), and their
+        embedding where this stage trains that too, else None, to a dict of figures on the held-out items, of
+        which "criterion" is to be maximised.
     """
 
     n_levels: int
     branching_factor: int
     sparsity: int
     solve: Callable[[np.ndarray], np.ndarray]
-    validate: Callable[[np.ndarray], dict[str, float]]
+    validate: Callable[[np.ndarray, np.ndarray | None], dict[str, float]]
 
 
 class MetricStage(Stage):
@@ -50,18 +51,7 @@ class MetricStage(Stage):
     name = "metric"
 
     def _loss(self, outputs: Tensor, classes: Tensor) -> Tensor:
-        n_classes, per_class = outputs.shape[1:3]
-        labels = torch.arange(n_classes, device=outputs.device)
-        if self.settings.loss == "npairs":
-            anchors, positives = _halves(outputs)
-            labels = labels.repeat_interleave(per_class // 2)
-            same = (labels[:, None] == labels).expand(len(outputs), -1, -1)
-            similarities = anchors @ positives.transpose(-2, -1)
-            return npairs_loss(similarities, same, anchors, positives, self.settings.regularization)
-        labels = labels.repeat_interleave(per_class)
-        same = (labels[:, None] == labels).expand(len(outputs), -1, -1)
-        unit = nn.functional.normalize(outputs.flatten(1, 2), dim=-1)
-        return semihard_triplet_loss(squared_distances(unit), same, self.settings.margin)
+        return metric_loss(outputs, self.settings)
 
     def _validate(self) -> dict[str, float]:
         data = self.data
@@ -72,8 +62,35 @@ class MetricStage(Stage):
         return {"precision@1": precision, "criterion": precision}
 
 
+def metric_loss(outputs: Tensor, settings: StageSettings) -> Tensor:
+    """Loss, npairs or triplet, of the embeddings of each group, (n_groups, n_classes, items_per_class, m)."""
+    n_classes, per_class = outputs.shape[1:3]
+    labels = torch.arange(n_classes, device=outputs.device)
+    if settings.loss == "npairs":
+        anchors, positives = _halves(outputs)
+        labels = labels.repeat_interleave(per_class // 2)
+        same = (labels[:, None] == labels).expand(len(outputs), -1, -1)
+        similarities = anchors @ positives.transpose(-2, -1)
+        return npairs_loss(similarities, same, anchors, positives, settings.regularization)
+    labels = labels.repeat_interleave(per_class)
+    same = (labels[:, None] == labels).expand(len(outputs), -1, -1)
+    unit = nn.functional.normalize(outputs.flatten(1, 2), dim=-1)
+    return semihard_triplet_loss(squared_distances(unit), same, settings.margin)
+
+
 class HashStage(Stage):
-    """Second stage: level scores and codes, trained for each other batch by batch."""
+    """Second stage: level scores and codes, trained for each other batch by batch.
+
+    Parameters
+    ----------
+    network, data, settings, seed, verbose
+        As in `Stage`.
+    problem : CodeProblem
+        How codes are solved and validated.
+    metric : StageSettings or None, default=None
+        Of the metric stage, if the embedding is trained along: then the network's outputs are the embedding,
+        followed by the level scores, and the losses of both add up.
+    """
 
     name = "hash"
 
@@ -84,16 +101,34 @@ class HashStage(Stage):
         settings: StageSettings,
         *,
         problem: CodeProblem,
+        metric: StageSettings | None = None,
         seed: int,
         verbose: int = 0,
     ):
         super().__init__(network, data, settings, seed=seed, verbose=verbose)
         self.problem = problem
+        self.metric = metric
+        self.embedding_dim = network.head.out_features - problem.n_levels * problem.branching_factor
 
     def _loss(self, outputs: Tensor, classes: Tensor) -> Tensor:
+        loss = self._code_loss(self._split(outputs), classes)
+        if self.metric is not None:
+            loss = loss + self._metric_loss(outputs[..., : self.embedding_dim], classes, self.metric)
+        return loss
+
+    def _split(self, outputs: Tensor) -> Tensor:
+        """Level scores, (..., n_levels, d), among the network's outputs."""
         problem = self.problem
-        scores = split_levels(outputs, problem.n_levels, problem.branching_factor, self.settings.loss)
-        codes = torch.from_numpy(problem.solve(self._class_scores(scores))).to(scores.device)
+        outputs = outputs[..., self.embedding_dim :]
+        return split_levels(outputs, problem.n_levels, problem.branching_factor, self.settings.loss)
+
+    def _metric_loss(self, embedding: Tensor, classes: Tensor, settings: StageSettings) -> Tensor:
+        """Loss of the embedding that is trained along, for each group."""
+        return metric_loss(embedding, settings)
+
+    def _code_loss(self, scores: Tensor, classes: Tensor) -> Tensor:
+        """Loss of the level scores, (n_groups, n_classes, items_per_class, n_levels, d), for each group."""
+        codes = torch.from_numpy(self.problem.solve(self._class_scores(scores))).to(scores.device)
         return self._masked_loss(scores, codes)
 
     def _class_scores(self, scores: Tensor) -> np.ndarray:
@@ -131,11 +166,11 @@ class HashStage(Stage):
         return semihard_triplet_loss(distances, same, self.settings.margin)
 
     def _validate(self) -> dict[str, float]:
-        problem = self.problem
-        scores = level_scores(
-            self.network, self.data.X, self.settings.loss, problem.n_levels, problem.branching_factor
-        )
-        return problem.validate(scores)
+        outputs = infer(self.network, self.data.X)
+        embedding = None
+        if self.metric is not None:
+            embedding = as_embedding(outputs[:, : self.embedding_dim], self.metric.loss).cpu().numpy()
+        return self.problem.validate(self._split(outputs).cpu().numpy(), embedding)
 
 
 def _halves(outputs: Tensor) -> tuple[Tensor, Tensor]:

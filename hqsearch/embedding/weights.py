@@ -23,6 +23,7 @@ _STAGES: dict[type[ClassifierModel | EmbeddingModel], tuple[str, ...]] = {
     EmbeddingModel: ("metric_network", "hash_network"),
 }
 _KINDS = {cls.__name__: cls for cls in _STAGES}
+_TRUNK = "trunk."
 
 
 def pack_model(model: ClassifierModel | EmbeddingModel) -> tuple[dict[str, Any], bytes]:
@@ -38,8 +39,8 @@ def pack_model(model: ClassifierModel | EmbeddingModel) -> tuple[dict[str, Any],
     structure : dict
         The kind of model as `kind`, and the attributes that are not networks, as plain Python values.
     weights : bytes
-        A safetensors file: each stage below its name, as ``metric_network.*``, and a module that the user
-        gave, as it was given, as ``network.*``.
+        A safetensors file: each stage below its name, as ``metric_network.*``, a trunk that both share once,
+        and a module that the user gave, as it was given, as ``network.*``.
 
     Raises
     ------
@@ -53,9 +54,12 @@ def pack_model(model: ClassifierModel | EmbeddingModel) -> tuple[dict[str, Any],
     modules = {name: getattr(model, name) for name in stages}
     if isinstance(model._network, nn.Module):
         modules["network"] = model._network
+    shared = isinstance(model, EmbeddingModel) and model.shared_trunk
     tensors = {}
     for prefix, module in modules.items():
         for name, value in module.state_dict().items():
+            if shared and prefix == "hash_network" and name.startswith(_TRUNK):
+                continue
             if not isinstance(value, Tensor):
                 raise ValueError(
                     f"Expected the state_dict of {type(module).__name__} to hold tensors only, but "
@@ -111,7 +115,14 @@ def unpack_model(
         if is_module:
             network = _make_module(network, input_shape)
             _fill(network, _below("network", tensors))
-        stages = {name: _stage(_below(name, tensors), network, input_shape) for name in _STAGES[cls]}
+        shared = structure.get("shared_trunk", False)
+        parts = {name: _below(name, tensors) for name in _STAGES[cls]}
+        if shared:
+            first = parts["metric_network"]
+            parts["hash_network"] |= {name: first[name] for name in first if name.startswith(_TRUNK)}
+        stages = {name: _stage(part, network, input_shape) for name, part in parts.items()}
+        if shared:
+            stages["hash_network"].trunk = stages["metric_network"].trunk
     # One module from training on.
     standardize = stages[_STAGES[cls][0]].standardize
     for stage in stages.values():

@@ -1,0 +1,163 @@
+"""One trunk for embedding and level scores: trained together, run once, saved once."""
+
+import copy
+import pickle
+
+import numpy as np
+import pytest
+import torch
+
+from hqsearch import HierarchicalHashEncoder, HierarchicalHashIndex
+from hqsearch.embedding.losses import class_cross_entropy, npairs_loss, semihard_triplet_loss
+from hqsearch.embedding.networks import joined_heads, new_head, parted_heads
+
+LOSSES = ["npairs", "triplet", "proxy"]
+
+
+def make(**parameters):
+    defaults = {"metric_epochs": 2, "hash_epochs": 2, "branching_factor": 8, "embedding_dim": 16}
+    return HierarchicalHashEncoder(**{**defaults, "shared_trunk": True, "random_state": 0, **parameters})
+
+
+@pytest.fixture(scope="module", params=LOSSES)
+def fitted(request, digits):
+    return make(loss=request.param).fit(digits[0], digits[1])
+
+
+def test_heads_joined_and_parted_are_the_same():
+    generator = torch.Generator().manual_seed(0)
+    first, second = new_head(5, 3, generator), new_head(5, 4, generator)
+    x = torch.rand(2, 5)
+    joined = joined_heads(first, second)
+    torch.testing.assert_close(joined(x), torch.cat([first(x), second(x)], 1))
+    for part, whole in zip(parted_heads(joined, 3), (first, second), strict=True):
+        assert torch.equal(part.weight, whole.weight)
+        assert torch.equal(part.bias, whole.bias)
+
+
+def test_one_pass_gives_both_and_the_same_as_one_by_one(fitted, digits):
+    X = digits[2]
+    calls = []
+    trunk = fitted._model.metric_network.trunk
+    handle = trunk.register_forward_hook(lambda *_: calls.append(1))
+    embedding, scores, codes = fitted.describe(X)
+    handle.remove()
+    assert fitted._model.hash_network.trunk is trunk
+    assert len(calls) == 1
+    np.testing.assert_array_equal(embedding, fitted.embed(X))
+    np.testing.assert_array_equal(scores, fitted.level_scores(X))
+    np.testing.assert_array_equal(codes, fitted.encode(X))
+    if fitted.loss != "npairs":
+        np.testing.assert_allclose(np.linalg.norm(embedding, axis=1), 1, rtol=1e-5)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("code_assignment", ["batch", "settled"])
+def test_the_hash_stage_goes_on_training_the_embedding(digits, loss, code_assignment):
+    X, y, *_ = digits
+    parameters = {"loss": loss, "code_assignment": code_assignment, "validation_fraction": 0}
+    before = make(**parameters, hash_epochs=0).fit(X, y)
+    after = make(**parameters).fit(X, y)
+    alone = make(**parameters, shared_trunk=False).fit(X, y)
+    assert (before.embed(X) == alone.embed(X)).all()
+    head = [e._model.metric_network.head.weight for e in (before, after)]
+    assert not torch.equal(*head)
+    # Trained on, not thrown away: the items are nearer to those of their class than by the trunk alone.
+    assert separation(after.embed(X), y) > separation(before.embed(X), y)
+
+
+def separation(embedding, y):
+    """Mean squared distance of items of two classes over that of one class."""
+    D = np.square(embedding[:, None] - embedding[None]).sum(-1)
+    same = y[:, None] == y
+    return D[~same].mean() / D[same].mean()
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_the_loss_is_the_sum_of_both(blobs, monkeypatch, loss):
+    """One step of the hash stage against the two losses by their definitions."""
+    from hqsearch.embedding import proxies, training
+
+    X, y = blobs
+    seen = {}
+
+    def watch(module, name):
+        function = getattr(module, name)
+
+        def call(*arguments):
+            value = function(*arguments)
+            # Copies: proxies move with the step.
+            copies = [a.detach().clone() if isinstance(a, torch.Tensor) else a for a in arguments]
+            seen.setdefault(name, []).append((copies, value.detach()))
+            return value
+
+        monkeypatch.setattr(module, name, call)
+
+    watch(training, "metric_loss")
+    watch(proxies, "proxy_loss")
+    totals, codes = [], []
+    stage = proxies.ProxyHashStage if loss == "proxy" else training.HashStage
+    loss_of, code_loss_of = training.HashStage._loss, stage._code_loss
+
+    def total(self, outputs, classes):
+        totals.append((outputs.detach(), classes, loss_of(self, outputs, classes)))
+        return totals[-1][-1]
+
+    def code_loss(self, scores, classes):
+        codes.append(code_loss_of(self, scores, classes))
+        return codes[-1]
+
+    monkeypatch.setattr(training.HashStage, "_loss", total)
+    monkeypatch.setattr(stage, "_code_loss", code_loss)
+    regularization, margin, scale = 0.5, 0.7, 3.0
+    encoder = make(
+        loss=loss, metric_epochs=0, hash_epochs=1, regularization=regularization, margin=margin,
+        proxy_scale=scale, validation_fraction=0, batch_size=24,
+    )  # fmt: skip
+    encoder.fit(X, y)
+    outputs, classes, value = totals[0]
+    embedding = outputs[..., :16]
+    name = "proxy_loss" if loss == "proxy" else "metric_loss"
+    (arguments, metric) = seen[name][0]
+    torch.testing.assert_close(arguments[0], embedding)
+    torch.testing.assert_close(value.detach(), metric + codes[0].detach())
+    labels = torch.arange(6).repeat_interleave(4)
+    if loss == "npairs":
+        anchors, positives = (part.flatten(0, 1) for part in embedding[0].tensor_split(2, dim=1))
+        same = torch.arange(6).repeat_interleave(2)
+        expected = npairs_loss(
+            anchors @ positives.T, same[:, None] == same, anchors, positives, regularization
+        )
+    elif loss == "triplet":
+        unit = torch.nn.functional.normalize(embedding[0].flatten(0, 1), dim=-1)
+        expected = semihard_triplet_loss(torch.cdist(unit, unit) ** 2, labels[:, None] == labels, margin)
+    else:
+        # At the first step the proxies are at the class means.
+        unit = torch.nn.functional.normalize(embedding, dim=-1)
+        means = torch.nn.functional.normalize(arguments[1], dim=-1)
+        expected = class_cross_entropy(scale * unit @ means.T, classes)[0]
+    torch.testing.assert_close(metric[0], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_it_is_saved_once_and_loads_the_same_bits(fitted, digits, tmp_path):
+    X = digits[2]
+    fitted.save(tmp_path / "shared")
+    loaded = HierarchicalHashEncoder.load(tmp_path / "shared")
+    pickled = pickle.loads(pickle.dumps(fitted))
+    for again in (loaded, pickled, copy.deepcopy(fitted)):
+        assert again._model.hash_network.trunk is again._model.metric_network.trunk
+        for a, b in zip(again.describe(X), fitted.describe(X), strict=True):
+            np.testing.assert_array_equal(a, b)
+    apart = make(loss=fitted.loss, shared_trunk=False).fit(digits[0], digits[1])
+    apart.save(tmp_path / "apart")
+    sizes = [
+        sum(f.stat().st_size for f in (tmp_path / name).rglob("*.safetensors"))
+        for name in ("shared", "apart")
+    ]
+    assert sizes[0] < 0.6 * sizes[1]
+
+
+def test_an_index_over_it_answers(fitted, digits):
+    X, y, X_query, y_query = digits
+    index = HierarchicalHashIndex(fitted, n_neighbors=3).fit(X, y)
+    assert index.score(X_query, y_query) > 0.5
