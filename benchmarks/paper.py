@@ -138,7 +138,9 @@ def run(arguments):
     for seed in arguments.seeds:
         for protocol, task in tasks.items():
             cached = {**parameters, "memory": str(kept.folder / "metric")}
-            systems = Systems(task, seed, cached, control, arguments.sparsities, by_sparsity)
+            # The control does not depend on the loss.
+            classifier = {**control, "memory": str(arguments.work / "control")}
+            systems = Systems(task, seed, cached, classifier, arguments.sparsities, by_sparsity)
             for name, measure in systems.groups():
                 key = (protocol, seed, name)
                 if key not in kept.groups:
