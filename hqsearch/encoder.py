@@ -75,10 +75,11 @@ class HierarchicalHashEncoder(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transf
         then depends on the codes.
     metric_epochs, hash_epochs : int, default=30
         Most epochs of each stage. An epoch draws about as many items as there are.
-    learning_rate : float, default=1e-3
-        Peak rate of the metric stage's linear layer.
-    hash_learning_rate : float, default=1e-3
-        Peak rate of the hash stage's linear layer.
+    learning_rate : float or "auto", default="auto"
+        Peak rate of the metric stage's linear layer. "auto" is 3e-3 with the built-in convolutional trunks,
+        else 1e-3.
+    hash_learning_rate : float or "auto", default="auto"
+        The same, of the hash stage.
     trunk_learning_rate_ratio : float, default=1.0
         The trunk's rate in either stage, as a share of the linear layer's. The papers, with hundreds of
         epochs, use 0.1.
@@ -181,8 +182,8 @@ class HierarchicalHashEncoder(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transf
         "shared_trunk": ["boolean"],
         "metric_epochs": [Interval(Integral, 0, None, closed="left")],
         "hash_epochs": [Interval(Integral, 0, None, closed="left")],
-        "learning_rate": [Interval(Real, 0, None, closed="neither")],
-        "hash_learning_rate": [Interval(Real, 0, None, closed="neither")],
+        "learning_rate": [StrOptions({"auto"}), Interval(Real, 0, None, closed="neither")],
+        "hash_learning_rate": [StrOptions({"auto"}), Interval(Real, 0, None, closed="neither")],
         "trunk_learning_rate_ratio": [Interval(Real, 0, None, closed="left")],
         "regularization": [Interval(Real, 0, None, closed="left")],
         "hash_regularization": [Interval(Real, 0, None, closed="left")],
@@ -218,8 +219,8 @@ class HierarchicalHashEncoder(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transf
         shared_trunk: bool = False,
         metric_epochs: int = 30,
         hash_epochs: int = 30,
-        learning_rate: float = 1e-3,
-        hash_learning_rate: float = 1e-3,
+        learning_rate: float | str = "auto",
+        hash_learning_rate: float | str = "auto",
         trunk_learning_rate_ratio: float = 1.0,
         regularization: float = 0.003,
         hash_regularization: float = 0.01,
@@ -415,10 +416,17 @@ class HierarchicalHashEncoder(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transf
         )
 
     def _stage_settings(self, stage: str) -> Any:
-        from hqsearch.embedding import StageSettings, resolve_device, resolve_precision
+        from hqsearch.embedding import (
+            StageSettings,
+            resolve_device,
+            resolve_learning_rate,
+            resolve_precision,
+        )
 
         hashing = stage == "hash"
-        rate = self.hash_learning_rate if hashing else self.learning_rate
+        rate = resolve_learning_rate(
+            self.hash_learning_rate if hashing else self.learning_rate, self.network, self._input_shape
+        )
         return StageSettings(
             loss=self.loss,
             regularization=self.hash_regularization if hashing else self.regularization,

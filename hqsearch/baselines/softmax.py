@@ -41,8 +41,8 @@ class SoftmaxHashEncoder(BaselineHashEncoder):
         Items in a mini-batch, shared evenly by its classes.
     epochs : int, default=30
         Most epochs.
-    learning_rate : float, default=1e-3
-        Peak rate of the last layer.
+    learning_rate : float or "auto", default="auto"
+        Peak rate of the last layer; "auto" as in `HierarchicalHashEncoder`.
     trunk_learning_rate_ratio : float, default=1.0
         The trunk's rate, as a share of the last layer's.
     validation_fraction : float, default=0.1
@@ -106,7 +106,7 @@ class SoftmaxHashEncoder(BaselineHashEncoder):
         "classes_per_batch": [Interval(Integral, 2, None, closed="left")],
         "batch_size": [Interval(Integral, 4, None, closed="left")],
         "epochs": [Interval(Integral, 0, None, closed="left")],
-        "learning_rate": [Interval(Real, 0, None, closed="neither")],
+        "learning_rate": [StrOptions({"auto"}), Interval(Real, 0, None, closed="neither")],
         "trunk_learning_rate_ratio": [Interval(Real, 0, None, closed="left")],
         "validation_fraction": [Interval(Real, 0, 1, closed="left")],
         "patience": [None, Interval(Integral, 1, None, closed="left")],
@@ -125,7 +125,7 @@ class SoftmaxHashEncoder(BaselineHashEncoder):
         classes_per_batch: int = 64,
         batch_size: int = 128,
         epochs: int = 30,
-        learning_rate: float = 1e-3,
+        learning_rate: float | str = "auto",
         trunk_learning_rate_ratio: float = 1.0,
         validation_fraction: float = 0.1,
         patience: int | None = None,
@@ -204,18 +204,20 @@ class SoftmaxHashEncoder(BaselineHashEncoder):
             ClassifierModel,
             StageSettings,
             resolve_device,
+            resolve_learning_rate,
             resolve_precision,
             split_validation,
         )
 
         train, validation = split_validation(y, self.validation_fraction, np.random.default_rng(split_seed))
+        rate = resolve_learning_rate(self.learning_rate, self.network, self._input_shape)
         settings = StageSettings(
             loss="softmax",
             regularization=0.0,
             margin=0.0,
             epochs=self.epochs,
-            learning_rate=self.learning_rate,
-            trunk_learning_rate=self.learning_rate * self.trunk_learning_rate_ratio,
+            learning_rate=rate,
+            trunk_learning_rate=rate * self.trunk_learning_rate_ratio,
             batch_size=self.batch_size,
             classes_per_batch=self.classes_per_batch,
             patience=self.patience,

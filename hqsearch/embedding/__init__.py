@@ -3,11 +3,11 @@
 The only folder that imports torch, so nothing outside imports this door before torch is needed.
 """
 
+from hqsearch.embedding.automatic import resolve_learning_rate, resolve_precision
 from hqsearch.embedding.batches import split_validation
 from hqsearch.embedding.checkpoints import open_checkpoints
 from hqsearch.embedding.classifier import ClassifierModel
 from hqsearch.embedding.model import EmbeddingModel, resolve_device
-from hqsearch.embedding.precision import resolve_precision
 from hqsearch.embedding.stage import StageSettings
 from hqsearch.embedding.training import CodeProblem
 from hqsearch.embedding.weights import pack_model, unpack_model
@@ -20,6 +20,7 @@ __all__ = [
     "open_checkpoints",
     "pack_model",
     "resolve_device",
+    "resolve_learning_rate",
     "resolve_precision",
     "split_validation",
     "unpack_model",

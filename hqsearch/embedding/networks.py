@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from hqsearch.embedding.randomness import randomness_of
 
 TRUNKS = ("auto", "mlp", "conv", "nin")
+_CONVOLUTIONAL = ("auto", "conv", "nin")
 
 
 class Standardize(nn.Module):
@@ -224,6 +225,11 @@ def build_trunk(
         elif isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
             module.reset_parameters()
     return trunk
+
+
+def is_convolutional(network: str | nn.Module | Callable, input_shape: Sequence[int]) -> bool:
+    """Tell whether `network` names one of the built-in convolutional trunks, for items of this shape."""
+    return isinstance(network, str) and network in _CONVOLUTIONAL and len(input_shape) == 3
 
 
 def n_trunk_outputs(trunk: nn.Module, standardize: Standardize, sample: Tensor) -> int:

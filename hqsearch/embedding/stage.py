@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from hqsearch.embedding.automatic import mixed_precision
 from hqsearch.embedding.batches import ClassBalancedBatches
 from hqsearch.embedding.checkpoints import Checkpoint, StageState, fill_network, network_tensors
 from hqsearch.embedding.networks import Dropout, StageNetwork
-from hqsearch.embedding.precision import mixed_precision
 from hqsearch.embedding.progress import report_epoch
 
 

@@ -1,4 +1,4 @@
-"""In which floating-point numbers a network is trained: float32, or bfloat16 where that is faster."""
+"""What "auto" stands for: bfloat16 where that is faster than float32, and learning rates by trunk."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch import nn
 
-# Trunks whose precision is known not to suffer.
-_CONVOLUTIONS = ("auto", "conv", "nin")
+from hqsearch.embedding.networks import is_convolutional
+
 _CPU_INSTRUCTIONS = ("avx512_bf16", "amx_bf16")
+# Measured on held-out items: see doc/experiments.md.
+_RATE, _CONVOLUTIONAL_RATE = 1e-3, 3e-3
 # The first NVIDIA GPUs that multiply bfloat16.
 _CUDA_CAPABILITY = (8, 0)
 
@@ -39,8 +41,17 @@ def resolve_precision(
     """
     if precision != "auto":
         return precision
-    convolutional = isinstance(network, str) and network in _CONVOLUTIONS and len(input_shape) == 3
-    return "bfloat16" if convolutional and multiplies_bfloat16(device) else "float32"
+    fast = is_convolutional(network, input_shape) and multiplies_bfloat16(device)
+    return "bfloat16" if fast else "float32"
+
+
+def resolve_learning_rate(
+    learning_rate: float | str, network: str | nn.Module | Callable, input_shape: Sequence[int]
+) -> float:
+    """Turn a `learning_rate` parameter into a peak rate: "auto" is higher for the convolutional trunks."""
+    if not isinstance(learning_rate, str):
+        return learning_rate
+    return _CONVOLUTIONAL_RATE if is_convolutional(network, input_shape) else _RATE
 
 
 def multiplies_bfloat16(device: torch.device) -> bool:

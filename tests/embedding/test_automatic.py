@@ -7,8 +7,9 @@ from torch import nn
 
 from hqsearch import HierarchicalHashEncoder
 from hqsearch.baselines import SoftmaxHashEncoder
-from hqsearch.embedding import precision
-from hqsearch.embedding.precision import multiplies_bfloat16, resolve_precision
+from hqsearch.embedding import automatic
+from hqsearch.embedding.automatic import multiplies_bfloat16, resolve_learning_rate, resolve_precision
+from hqsearch.embedding.stage import Stage
 
 CPU = torch.device("cpu")
 IMAGE, VECTOR = (1, 8, 8), (64,)
@@ -32,7 +33,7 @@ IMAGE, VECTOR = (1, 8, 8), (64,)
 def test_auto_is_bfloat16_for_our_convolutions_where_it_is_fast(
     monkeypatch, asked, network, shape, instructions, expected
 ):
-    monkeypatch.setattr(precision, "multiplies_bfloat16", lambda device: instructions)
+    monkeypatch.setattr(automatic, "multiplies_bfloat16", lambda device: instructions)
     assert resolve_precision(asked, network, shape, CPU) == expected
 
 
@@ -101,3 +102,39 @@ def test_bfloat16_learns_images(digits):
 def test_an_unknown_precision_is_refused(blobs):
     with pytest.raises(ValueError, match="precision"):
         HierarchicalHashEncoder(precision="half").fit(*blobs)
+
+
+@pytest.mark.parametrize(
+    ("asked", "network", "shape", "expected"),
+    [
+        ("auto", "auto", IMAGE, 3e-3),
+        ("auto", "nin", IMAGE, 3e-3),
+        ("auto", "auto", VECTOR, 1e-3),
+        ("auto", "mlp", IMAGE, 1e-3),
+        ("auto", nn.Flatten(), IMAGE, 1e-3),
+        (0.5, "conv", IMAGE, 0.5),
+    ],
+)
+def test_auto_is_a_higher_rate_for_our_convolutions(asked, network, shape, expected):
+    assert resolve_learning_rate(asked, network, shape) == expected
+
+
+@pytest.mark.parametrize(
+    ("parameters", "expected"),
+    [
+        ({}, [1e-3, 1e-3]),
+        ({"learning_rate": 0.2, "hash_learning_rate": 0.1}, [0.2, 0.1]),
+        ({"network": "conv"}, [3e-3, 3e-3]),
+    ],
+)
+def test_both_stages_get_their_rate(monkeypatch, digits, parameters, expected):
+    rates = []
+    monkeypatch.setattr(Stage, "run", lambda stage: rates.append(stage.settings.learning_rate) or [])
+    monkeypatch.setattr(Stage, "interrupted", False, raising=False)
+    X = digits[0].reshape(-1, 1, 8, 8) if parameters.get("network") == "conv" else digits[0]
+    HierarchicalHashEncoder(metric_epochs=0, hash_epochs=0, **parameters).fit(X, digits[1])
+    assert rates == expected
+    rates.clear()
+    parameters.pop("hash_learning_rate", None)
+    SoftmaxHashEncoder(epochs=0, **parameters).fit(X, digits[1])
+    assert rates == expected[:1]
