@@ -62,6 +62,10 @@ class HierarchicalHashEncoder(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transf
         that batch alone, as the papers do. "settled" finds those of all classes together, from running means
         of their scores, once an epoch until half of the epochs, and then keeps them; it starts from the
         class means. `loss="proxy"` always settles.
+    clusters_per_class : int, default=1
+        Most clusters, found by k-means of the embedding, into which each class is parted before the hash
+        stage, which then takes clusters for classes: several codes a class carry the speed-up beyond the
+        number of classes. A class gets at most one cluster for eight of its items.
     classes_per_batch : int, default=64
         Classes in a mini-batch; at most as many as there are.
     batch_size : int, default=128
@@ -176,6 +180,7 @@ class HierarchicalHashEncoder(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transf
         "sibling_penalty": [Interval(Real, 0, None, closed="left")],
         "orthogonality_penalty": [Interval(Real, 0, None, closed="left")],
         "code_assignment": [StrOptions({"settled", "batch"})],
+        "clusters_per_class": [Interval(Integral, 1, None, closed="left")],
         "classes_per_batch": [Interval(Integral, 2, None, closed="left")],
         "batch_size": [Interval(Integral, 4, None, closed="left")],
         "class_groups_per_step": [Interval(Integral, 1, None, closed="left")],
@@ -213,6 +218,7 @@ class HierarchicalHashEncoder(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transf
         sibling_penalty: float = 100.0,
         orthogonality_penalty: float = 0.1,
         code_assignment: str = "batch",
+        clusters_per_class: int = 1,
         classes_per_batch: int = 64,
         batch_size: int = 128,
         class_groups_per_step: int = 1,
@@ -246,6 +252,7 @@ class HierarchicalHashEncoder(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transf
         self.sibling_penalty = sibling_penalty
         self.orthogonality_penalty = orthogonality_penalty
         self.code_assignment = code_assignment
+        self.clusters_per_class = clusters_per_class
         self.classes_per_batch = classes_per_batch
         self.batch_size = batch_size
         self.class_groups_per_step = class_groups_per_step
@@ -351,7 +358,7 @@ class HierarchicalHashEncoder(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transf
     def _fit_stages(
         self, X: np.ndarray, y: np.ndarray, split_seed: int, metric_seed: int, hash_seed: int
     ) -> None:
-        from hqsearch.embedding import EmbeddingModel, split_validation
+        from hqsearch.embedding import EmbeddingModel, part_classes, split_validation
 
         checkpoints = self._open_checkpoints(X, y, (split_seed, metric_seed, hash_seed))
         train, validation = split_validation(y, self.validation_fraction, np.random.default_rng(split_seed))
@@ -380,15 +387,20 @@ class HierarchicalHashEncoder(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transf
             settings = replace(settings, epochs=min(1, settings.epochs))
             # That epoch is none of the fit that may be started again.
             checkpoints.pop("hash", None)
+        embedding = model.embed(X)
+        clusters, class_of = y, None
+        if self.clusters_per_class > 1:
+            clusters, class_of = part_classes(embedding, y, train, self.clusters_per_class, hash_seed)
         self.history_ = history + model.fit_hash(
             X,
-            y,
+            clusters,
             train,
             validation,
             settings=settings,
             seed=hash_seed,
-            problem=self._code_problem(model.embed(X), y, train, validation),
+            problem=self._code_problem(embedding, y, train, validation),
             metric=self._stage_settings("metric") if self.shared_trunk else None,
+            class_of=class_of,
             verbose=self.verbose,
             checkpoint=checkpoints.get("hash"),
         )
