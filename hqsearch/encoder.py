@@ -80,8 +80,8 @@ class HierarchicalHashEncoder(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transf
     metric_epochs, hash_epochs : int, default=30
         Most epochs of each stage. An epoch draws about as many items as there are.
     learning_rate : float or "auto", default="auto"
-        Peak rate of the metric stage's linear layer. "auto" is 3e-3 with the built-in convolutional trunks,
-        else 1e-3.
+        Peak rate of the metric stage's linear layer. "auto" is 3e-3 with the built-in trunks, and 1e-3 with a
+        network of your own, which may be trained already.
     hash_learning_rate : float or "auto", default="auto"
         The same, of the hash stage.
     trunk_learning_rate_ratio : float, default=1.0
@@ -436,9 +436,8 @@ class HierarchicalHashEncoder(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transf
         )
 
         hashing = stage == "hash"
-        rate = resolve_learning_rate(
-            self.hash_learning_rate if hashing else self.learning_rate, self.network, self._input_shape
-        )
+        rate = self.hash_learning_rate if hashing else self.learning_rate
+        rate = resolve_learning_rate(rate, self.network)
         return StageSettings(
             loss=self.loss,
             regularization=self.hash_regularization if hashing else self.regularization,

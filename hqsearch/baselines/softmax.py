@@ -210,7 +210,7 @@ class SoftmaxHashEncoder(BaselineHashEncoder):
         )
 
         train, validation = split_validation(y, self.validation_fraction, np.random.default_rng(split_seed))
-        rate = resolve_learning_rate(self.learning_rate, self.network, self._input_shape)
+        rate = resolve_learning_rate(self.learning_rate, self.network)
         settings = StageSettings(
             loss="softmax",
             regularization=0.0,

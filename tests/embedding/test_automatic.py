@@ -105,36 +105,28 @@ def test_an_unknown_precision_is_refused(blobs):
 
 
 @pytest.mark.parametrize(
-    ("asked", "network", "shape", "expected"),
-    [
-        ("auto", "auto", IMAGE, 3e-3),
-        ("auto", "nin", IMAGE, 3e-3),
-        ("auto", "auto", VECTOR, 1e-3),
-        ("auto", "mlp", IMAGE, 1e-3),
-        ("auto", nn.Flatten(), IMAGE, 1e-3),
-        (0.5, "conv", IMAGE, 0.5),
-    ],
+    ("asked", "network", "expected"),
+    [("auto", "auto", 3e-3), ("auto", "nin", 3e-3), ("auto", nn.Flatten(), 1e-3), (0.5, "conv", 0.5)],
 )
-def test_auto_is_a_higher_rate_for_our_convolutions(asked, network, shape, expected):
-    assert resolve_learning_rate(asked, network, shape) == expected
+def test_auto_is_a_lower_rate_for_a_users_network(asked, network, expected):
+    assert resolve_learning_rate(asked, network) == expected
 
 
 @pytest.mark.parametrize(
     ("parameters", "expected"),
     [
-        ({}, [1e-3, 1e-3]),
+        ({}, [3e-3, 3e-3]),
         ({"learning_rate": 0.2, "hash_learning_rate": 0.1}, [0.2, 0.1]),
-        ({"network": "conv"}, [3e-3, 3e-3]),
+        ({"network": nn.Linear(64, 8)}, [1e-3, 1e-3]),
     ],
 )
 def test_both_stages_get_their_rate(monkeypatch, digits, parameters, expected):
     rates = []
     monkeypatch.setattr(Stage, "run", lambda stage: rates.append(stage.settings.learning_rate) or [])
     monkeypatch.setattr(Stage, "interrupted", False, raising=False)
-    X = digits[0].reshape(-1, 1, 8, 8) if parameters.get("network") == "conv" else digits[0]
-    HierarchicalHashEncoder(metric_epochs=0, hash_epochs=0, **parameters).fit(X, digits[1])
+    HierarchicalHashEncoder(metric_epochs=0, hash_epochs=0, **parameters).fit(digits[0], digits[1])
     assert rates == expected
     rates.clear()
-    parameters.pop("hash_learning_rate", None)
-    SoftmaxHashEncoder(epochs=0, **parameters).fit(X, digits[1])
+    control = {name: value for name, value in parameters.items() if name != "hash_learning_rate"}
+    SoftmaxHashEncoder(epochs=0, **control).fit(digits[0], digits[1])
     assert rates == expected[:1]
