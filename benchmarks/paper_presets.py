@@ -27,7 +27,7 @@ BY_SPARSITY_TRIPLET = {s: {"hash_margin": 0.3 if s == 2 else 0.5} for s in (1, 2
 
 # For images on two cores: fewer epochs than the defaults, nothing else.
 TWO_CORES = {
-    "ten-epochs": {"metric_epochs": 10, "hash_epochs": 10},
+    "six-epochs": {"metric_epochs": 6, "hash_epochs": 6},
     "three-epochs": {"metric_epochs": 3, "hash_epochs": 3},
 }
 

@@ -118,7 +118,8 @@ class HierarchicalHashEncoder(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transf
     device : str, default="auto"
         Where networks train and run: "auto" takes CUDA where there is one, else the CPU.
     precision : {"auto", "float32", "bfloat16"}, default="auto"
-        Of the products in training; weights, losses and all that a trained network computes are float32.
+        Of the products in training and validation; weights, losses and what a fitted encoder computes are
+        float32.
         "auto" trains the built-in convolutional trunks in bfloat16 where the device has instructions for it
         (AVX512-BF16, AMX, NVIDIA from Ampere on), else in float32.
     n_jobs : int or None, default=None

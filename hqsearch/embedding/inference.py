@@ -8,9 +8,10 @@ from torch import Tensor, nn
 
 from hqsearch.embedding.networks import StageNetwork
 
-# A batch of this many items keeps activations of a small convolutional network under about 1 GiB.
-INFERENCE_BATCH = 2048
 BATCH_MULTIPLE = 16
+_BATCH = 2048
+# Of images on a CPU: what a layer makes of them stays in its caches.
+_CACHED_BATCH = 128
 
 
 # Losses whose embedding has unit length.
@@ -46,6 +47,11 @@ def level_scores(
     return split_levels(infer(network, X), n_levels, branching_factor, loss).cpu().numpy()
 
 
+def inference_batch(X: Tensor | np.ndarray, device: torch.device) -> int:
+    """How many items of X to run through a network at once on a device."""
+    return _CACHED_BATCH if X.ndim > 2 and device.type == "cpu" else _BATCH
+
+
 def infer(network: StageNetwork, X: Tensor | np.ndarray) -> Tensor:
     """Run `network`, which must be in eval mode, batch by batch on its device.
 
@@ -53,13 +59,12 @@ def infer(network: StageNetwork, X: Tensor | np.ndarray) -> Tensor:
     another order, and an item's output should not depend on what it is asked together with.
     """
     device = next(network.parameters()).device
+    size = inference_batch(X, device)
     with torch.inference_mode():
-        return torch.cat(
-            [
-                _padded(network, as_tensor(X[start : start + INFERENCE_BATCH], device))
-                for start in range(0, len(X), INFERENCE_BATCH)
-            ]
-        )
+        batches = [
+            _padded(network, as_tensor(X[start : start + size], device)) for start in range(0, len(X), size)
+        ]
+        return torch.cat(batches).float()
 
 
 def _padded(network: StageNetwork, x: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from hqsearch.embedding.checkpoints import StageState
-from hqsearch.embedding.inference import INFERENCE_BATCH
+from hqsearch.embedding.inference import inference_batch
 from hqsearch.embedding.training import HashStage
 
 # What a step leaves of the running averages of a class that it shows.
@@ -73,7 +73,7 @@ class SettledHashStage(HashStage):
         train = torch.from_numpy(data.train).to(data.X.device)
         total = torch.zeros(n_classes, network.head.in_features, device=data.X.device)
         squares = torch.zeros((), device=data.X.device)
-        for positions in train.split(INFERENCE_BATCH):
+        for positions in train.split(inference_batch(data.X, data.X.device)):
             hidden = network.hidden(data.X[positions])
             total.index_add_(0, self._class_of[positions], hidden)
             squares += hidden.square().sum()

@@ -172,7 +172,9 @@ class Stage(ABC):
             last = epoch == self.settings.epochs
             if len(self.data.validation) and (last or epoch % every == 0):
                 self.network.eval()
-                record |= self._validate()
+                # As trained: which epoch is best does not hang on the last digits.
+                with mixed_precision(self.settings.precision, self.data.X.device):
+                    record |= self._validate()
                 # Of equal epochs the later one has trained longer on the same evidence.
                 if record["criterion"] >= self._best:
                     self._validations_without_gain = 0
