@@ -62,7 +62,7 @@ def test_a_pipeline_may_end_in_an_index(digits):
     X, y, X_query, y_query = digits
     pipe = Pipeline([("scale", StandardScaler()), ("index", HierarchicalHashIndex(make_encoder()))])
     pipe.fit(X, y)
-    assert pipe.score(X_query, y_query) > 0.85
+    assert pipe.score(X_query, y_query) > 0.8
     assert pipe.transform(X_query).shape == (len(X_query), len(X))
     distances, positions = pipe[-1].kneighbors(pipe[:-1].transform(X_query))
     assert np.mean(y[positions] == y_query[:, None]) == pytest.approx(pipe.score(X_query, y_query))

@@ -16,6 +16,7 @@ LOSSES = ["npairs", "triplet", "proxy"]
 
 def make(**parameters):
     defaults = {"metric_epochs": 2, "hash_epochs": 2, "branching_factor": 8, "embedding_dim": 16}
+    defaults |= {"learning_rate": 1e-3, "hash_learning_rate": 1e-3}
     return HierarchicalHashEncoder(**{**defaults, "shared_trunk": True, "random_state": 0, **parameters})
 
 
