@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import replace
 from numbers import Integral, Real
 from typing import Any
 
@@ -14,15 +13,13 @@ from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, Transfo
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import check_is_fitted, check_memory, validate_data
+from sklearn.utils.validation import check_is_fitted, validate_data
 
 from hqsearch.codes import code_matrix, greedy_codes
 from hqsearch.persistence import SaveMixin, load_estimator
 
 # Bucket ids are int64, with a bit to spare for sums in the search.
 MAX_LEAVES = 2**62
-# Parameters that change nothing of what is trained.
-_NOT_TRAINED_BY = ("memory", "checkpoint_dir", "n_jobs", "verbose")
 
 
 class HierarchicalHashEncoder(SaveMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
@@ -318,8 +315,12 @@ class HierarchicalHashEncoder(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transf
                 "Expected random_state to be an int or a RandomState with checkpoint_dir, got None: a fit "
                 "that is started again would draw other seeds, and could not go on."
             )
+        # It imports torch, which importing this package must not.
+        from hqsearch.fitting import fit_stages
+
         seeds = check_random_state(self.random_state).randint(np.iinfo(np.int32).max, size=3)
-        self._fit_stages(X, y, *(int(seed) for seed in seeds))
+        self._model, self.history_ = fit_stages(self, X, y, *(int(seed) for seed in seeds))
+        self._n_features_out = self.branching_factor**self.n_levels
         return self
 
     def _validate_training_data(self, X: Any, y: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -355,148 +356,6 @@ class HierarchicalHashEncoder(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transf
                 "Expected branching_factor**n_levels <= 2**62, but branching_factor = "
                 f"{self.branching_factor}, n_levels = {self.n_levels}."
             )
-
-    def _fit_stages(
-        self, X: np.ndarray, y: np.ndarray, split_seed: int, metric_seed: int, hash_seed: int
-    ) -> None:
-        from hqsearch.embedding import EmbeddingModel, part_classes, split_validation
-
-        checkpoints = self._open_checkpoints(X, y, (split_seed, metric_seed, hash_seed))
-        train, validation = split_validation(y, self.validation_fraction, np.random.default_rng(split_seed))
-        model = EmbeddingModel(
-            loss=self.loss,
-            n_levels=self.n_levels,
-            branching_factor=self.branching_factor,
-            device=self.device,
-        )
-        history, interrupted = model.fit_metric(
-            X,
-            y,
-            train,
-            validation,
-            network=self.network,
-            embedding_dim=self.embedding_dim,
-            settings=self._stage_settings("metric"),
-            seed=metric_seed,
-            memory=check_memory(self.memory),
-            verbose=self.verbose,
-            checkpoint=checkpoints.get("metric"),
-        )
-        settings = self._stage_settings("hash")
-        if interrupted:
-            # Whoever interrupts wants to stop; without any epoch there would be no codes to speak of.
-            settings = replace(settings, epochs=min(1, settings.epochs))
-            # That epoch is none of the fit that may be started again.
-            checkpoints.pop("hash", None)
-        embedding = model.embed(X)
-        clusters, class_of = y, None
-        if self.clusters_per_class > 1:
-            clusters, class_of = part_classes(embedding, y, train, self.clusters_per_class, hash_seed)
-        self.history_ = history + model.fit_hash(
-            X,
-            clusters,
-            train,
-            validation,
-            settings=settings,
-            seed=hash_seed,
-            problem=self._code_problem(embedding, y, train, validation),
-            metric=self._stage_settings("metric") if self.shared_trunk else None,
-            class_of=class_of,
-            verbose=self.verbose,
-            checkpoint=checkpoints.get("hash"),
-        )
-        self._model = model
-        self._n_features_out = self.branching_factor**self.n_levels
-
-    def _open_checkpoints(self, X: np.ndarray, y: np.ndarray, seeds: tuple[int, int, int]) -> dict[str, Any]:
-        """Checkpoint of each stage, or none at all."""
-        from hqsearch.embedding import open_checkpoints, resolve_device
-
-        if self.checkpoint_dir is None:
-            return {}
-        parameters = self.get_params(deep=False)
-        # The last three are compared by what comes of them.
-        for name in (*_NOT_TRAINED_BY, "network", "device", "random_state"):
-            del parameters[name]
-        return open_checkpoints(
-            self.checkpoint_dir,
-            X,
-            y,
-            network=self.network,
-            device=resolve_device(self.device),
-            seeds=seeds,
-            parameters=parameters,
-        )
-
-    def _stage_settings(self, stage: str) -> Any:
-        from hqsearch.embedding import (
-            StageSettings,
-            resolve_device,
-            resolve_learning_rate,
-            resolve_precision,
-        )
-
-        hashing = stage == "hash"
-        rate = self.hash_learning_rate if hashing else self.learning_rate
-        rate = resolve_learning_rate(rate, self.network)
-        return StageSettings(
-            loss=self.loss,
-            regularization=self.hash_regularization if hashing else self.regularization,
-            margin=self.hash_margin if hashing else self.margin,
-            proxy_scale=self.proxy_scale,
-            epochs=self.hash_epochs if hashing else self.metric_epochs,
-            learning_rate=rate,
-            trunk_learning_rate=rate * self.trunk_learning_rate_ratio,
-            batch_size=self.batch_size,
-            classes_per_batch=self.classes_per_batch,
-            class_groups_per_step=self.class_groups_per_step,
-            patience=self.patience,
-            code_assignment=self.code_assignment,
-            precision=resolve_precision(
-                self.precision, self.network, self._input_shape, resolve_device(self.device)
-            ),
-        )
-
-    def _code_problem(
-        self, metric_embedding: np.ndarray, y: np.ndarray, train: np.ndarray, validation: np.ndarray
-    ) -> Any:
-        from hqsearch.assignment import solve_cascades
-        from hqsearch.embedding import CodeProblem
-        from hqsearch.search import LeafTable
-
-        n_classes = len(self.classes_)
-
-        def solve(class_scores: np.ndarray) -> np.ndarray:
-            codes = solve_cascades(
-                class_scores,
-                sparsity=self.sparsity,
-                sibling_penalty=self.sibling_penalty,
-                orthogonality_penalty=self.orthogonality_penalty,
-                n_jobs=self.n_jobs,
-            )
-            return np.asarray(codes)
-
-        def validate(level_scores: np.ndarray, trained_along: np.ndarray | None) -> dict[str, float]:
-            codes = greedy_codes(level_scores, self.sparsity)
-            embedding = metric_embedding if trained_along is None else trained_along
-            table = LeafTable.build(
-                embedding[train], codes[train], branching_factor=self.branching_factor, n_levels=self.n_levels
-            )
-            found = table.search(embedding[validation], level_scores[validation], codes[validation], 1)
-            precision = float(np.mean(y[train][found.positions[:, 0]] == y[validation]))
-            suf = found.stats.suf()
-            # Codes that put everything into one leaf are as precise as exhaustive search, and useless, so
-            # precision counts in full only from a fair speed-up on.
-            fair = 0.8 * n_classes / self.sparsity
-            return {"precision@1": precision, "suf": suf, "criterion": precision * min(1.0, suf / fair)}
-
-        return CodeProblem(
-            n_levels=self.n_levels,
-            branching_factor=self.branching_factor,
-            sparsity=self.sparsity,
-            solve=solve,
-            validate=validate,
-        )
 
     def transform(self, X: Any) -> sp.csr_matrix:
         """Codes as binary rows.

@@ -1,0 +1,196 @@
+"""Both stages' training from an encoder's parameters: where embedding, assignment and search meet."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from sklearn.utils.validation import check_memory
+
+from hqsearch.assignment import solve_cascades
+from hqsearch.codes import greedy_codes
+from hqsearch.embedding import (
+    CodeProblem,
+    EmbeddingModel,
+    StageSettings,
+    open_checkpoints,
+    part_classes,
+    resolve_device,
+    resolve_learning_rate,
+    resolve_precision,
+    split_validation,
+)
+from hqsearch.search import LeafTable
+
+if TYPE_CHECKING:
+    from hqsearch.encoder import HierarchicalHashEncoder
+
+# Parameters that change nothing of what is trained.
+_NOT_TRAINED_BY = ("memory", "checkpoint_dir", "n_jobs", "verbose")
+
+
+def fit_stages(
+    encoder: HierarchicalHashEncoder,
+    X: np.ndarray,
+    y: np.ndarray,
+    split_seed: int,
+    metric_seed: int,
+    hash_seed: int,
+) -> tuple[EmbeddingModel, list[dict[str, Any]]]:
+    """Train both stages as an encoder's parameters say.
+
+    Parameters
+    ----------
+    encoder : HierarchicalHashEncoder
+        Whose parameters count; nothing is left on it.
+    X : ndarray of shape (n_samples, *input_shape)
+        Items.
+    y : ndarray of shape (n_samples,), dtype int64
+        Class indices.
+    split_seed, metric_seed, hash_seed : int
+        Of the hold-out and of either stage.
+
+    Returns
+    -------
+    model : EmbeddingModel
+        Trained.
+    history : list of dict
+        One record an epoch, of both stages.
+    """
+    checkpoints = _open_checkpoints(encoder, X, y, (split_seed, metric_seed, hash_seed))
+    train, validation = split_validation(y, encoder.validation_fraction, np.random.default_rng(split_seed))
+    model = EmbeddingModel(
+        loss=encoder.loss,
+        n_levels=encoder.n_levels,
+        branching_factor=encoder.branching_factor,
+        device=encoder.device,
+    )
+    history, interrupted = model.fit_metric(
+        X,
+        y,
+        train,
+        validation,
+        network=encoder.network,
+        embedding_dim=encoder.embedding_dim,
+        settings=_stage_settings(encoder, "metric"),
+        seed=metric_seed,
+        memory=check_memory(encoder.memory),
+        verbose=encoder.verbose,
+        checkpoint=checkpoints.get("metric"),
+    )
+    settings = _stage_settings(encoder, "hash")
+    if interrupted:
+        # Whoever interrupts wants to stop; without any epoch there would be no codes to speak of.
+        settings = replace(settings, epochs=min(1, settings.epochs))
+        # That epoch is none of the fit that may be started again.
+        checkpoints.pop("hash", None)
+    embedding = model.embed(X)
+    clusters, class_of = y, None
+    if encoder.clusters_per_class > 1:
+        clusters, class_of = part_classes(embedding, y, train, encoder.clusters_per_class, hash_seed)
+    history += model.fit_hash(
+        X,
+        clusters,
+        train,
+        validation,
+        settings=settings,
+        seed=hash_seed,
+        problem=_code_problem(encoder, embedding, y, train, validation),
+        metric=_stage_settings(encoder, "metric") if encoder.shared_trunk else None,
+        class_of=class_of,
+        verbose=encoder.verbose,
+        checkpoint=checkpoints.get("hash"),
+    )
+    return model, history
+
+
+def _open_checkpoints(
+    encoder: HierarchicalHashEncoder, X: np.ndarray, y: np.ndarray, seeds: tuple[int, int, int]
+) -> dict[str, Any]:
+    """Checkpoint of each stage, or none at all."""
+    if encoder.checkpoint_dir is None:
+        return {}
+    parameters = encoder.get_params(deep=False)
+    # The last three are compared by what comes of them.
+    for name in (*_NOT_TRAINED_BY, "network", "device", "random_state"):
+        del parameters[name]
+    return open_checkpoints(
+        encoder.checkpoint_dir,
+        X,
+        y,
+        network=encoder.network,
+        device=resolve_device(encoder.device),
+        seeds=seeds,
+        parameters=parameters,
+    )
+
+
+def _stage_settings(encoder: HierarchicalHashEncoder, stage: str) -> StageSettings:
+    """Make the settings of a stage, "metric" or "hash"."""
+    hashing = stage == "hash"
+    rate = encoder.hash_learning_rate if hashing else encoder.learning_rate
+    rate = resolve_learning_rate(rate, encoder.network)
+    return StageSettings(
+        loss=encoder.loss,
+        regularization=encoder.hash_regularization if hashing else encoder.regularization,
+        margin=encoder.hash_margin if hashing else encoder.margin,
+        proxy_scale=encoder.proxy_scale,
+        epochs=encoder.hash_epochs if hashing else encoder.metric_epochs,
+        learning_rate=rate,
+        trunk_learning_rate=rate * encoder.trunk_learning_rate_ratio,
+        batch_size=encoder.batch_size,
+        classes_per_batch=encoder.classes_per_batch,
+        class_groups_per_step=encoder.class_groups_per_step,
+        patience=encoder.patience,
+        code_assignment=encoder.code_assignment,
+        precision=resolve_precision(
+            encoder.precision, encoder.network, encoder._input_shape, resolve_device(encoder.device)
+        ),
+    )
+
+
+def _code_problem(
+    encoder: HierarchicalHashEncoder,
+    metric_embedding: np.ndarray,
+    y: np.ndarray,
+    train: np.ndarray,
+    validation: np.ndarray,
+) -> CodeProblem:
+    """Say how the codes of this encoder are solved and validated."""
+    n_classes = len(encoder.classes_)
+
+    def solve(class_scores: np.ndarray) -> np.ndarray:
+        codes = solve_cascades(
+            class_scores,
+            sparsity=encoder.sparsity,
+            sibling_penalty=encoder.sibling_penalty,
+            orthogonality_penalty=encoder.orthogonality_penalty,
+            n_jobs=encoder.n_jobs,
+        )
+        return np.asarray(codes)
+
+    def validate(level_scores: np.ndarray, trained_along: np.ndarray | None) -> dict[str, float]:
+        codes = greedy_codes(level_scores, encoder.sparsity)
+        embedding = metric_embedding if trained_along is None else trained_along
+        table = LeafTable.build(
+            embedding[train],
+            codes[train],
+            branching_factor=encoder.branching_factor,
+            n_levels=encoder.n_levels,
+        )
+        found = table.search(embedding[validation], level_scores[validation], codes[validation], 1)
+        precision = float(np.mean(y[train][found.positions[:, 0]] == y[validation]))
+        suf = found.stats.suf()
+        # Codes that put everything into one leaf are as precise as exhaustive search, and useless, so
+        # precision counts in full only from a fair speed-up on.
+        fair = 0.8 * n_classes / encoder.sparsity
+        return {"precision@1": precision, "suf": suf, "criterion": precision * min(1.0, suf / fair)}
+
+    return CodeProblem(
+        n_levels=encoder.n_levels,
+        branching_factor=encoder.branching_factor,
+        sparsity=encoder.sparsity,
+        solve=solve,
+        validate=validate,
+    )
