@@ -59,10 +59,6 @@ class HierarchicalHashEncoder(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transf
         that batch alone, as the papers do. "settled" finds those of all classes together, from running means
         of their scores, once an epoch until half of the epochs, and then keeps them; it starts from the
         class means. `loss="proxy"` always settles.
-    clusters_per_class : int, default=1
-        Most clusters, found by k-means of the embedding, into which each class is parted before the hash
-        stage, which then takes clusters for classes: several codes a class carry the speed-up beyond the
-        number of classes. A class gets at most one cluster for eight of its items.
     classes_per_batch : int, default=64
         Classes in a mini-batch; at most as many as there are.
     batch_size : int, default=128
@@ -178,7 +174,6 @@ class HierarchicalHashEncoder(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transf
         "sibling_penalty": [Interval(Real, 0, None, closed="left")],
         "orthogonality_penalty": [Interval(Real, 0, None, closed="left")],
         "code_assignment": [StrOptions({"settled", "batch"})],
-        "clusters_per_class": [Interval(Integral, 1, None, closed="left")],
         "classes_per_batch": [Interval(Integral, 2, None, closed="left")],
         "batch_size": [Interval(Integral, 4, None, closed="left")],
         "class_groups_per_step": [Interval(Integral, 1, None, closed="left")],
@@ -216,7 +211,6 @@ class HierarchicalHashEncoder(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transf
         sibling_penalty: float = 100.0,
         orthogonality_penalty: float = 0.1,
         code_assignment: str = "batch",
-        clusters_per_class: int = 1,
         classes_per_batch: int = 64,
         batch_size: int = 128,
         class_groups_per_step: int = 1,
@@ -250,7 +244,6 @@ class HierarchicalHashEncoder(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transf
         self.sibling_penalty = sibling_penalty
         self.orthogonality_penalty = orthogonality_penalty
         self.code_assignment = code_assignment
-        self.clusters_per_class = clusters_per_class
         self.classes_per_batch = classes_per_batch
         self.batch_size = batch_size
         self.class_groups_per_step = class_groups_per_step

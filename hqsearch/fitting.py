@@ -15,7 +15,6 @@ from hqsearch.embedding import (
     EmbeddingModel,
     StageSettings,
     open_checkpoints,
-    part_classes,
     resolve_device,
     resolve_learning_rate,
     resolve_precision,
@@ -86,19 +85,15 @@ def fit_stages(
         # That epoch is none of the fit that may be started again.
         checkpoints.pop("hash", None)
     embedding = model.embed(X)
-    clusters, class_of = y, None
-    if encoder.clusters_per_class > 1:
-        clusters, class_of = part_classes(embedding, y, train, encoder.clusters_per_class, hash_seed)
     history += model.fit_hash(
         X,
-        clusters,
+        y,
         train,
         validation,
         settings=settings,
         seed=hash_seed,
         problem=_code_problem(encoder, embedding, y, train, validation),
         metric=_stage_settings(encoder, "metric") if encoder.shared_trunk else None,
-        class_of=class_of,
         verbose=encoder.verbose,
         checkpoint=checkpoints.get("hash"),
     )

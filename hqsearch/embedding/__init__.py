@@ -7,7 +7,6 @@ from hqsearch.embedding.automatic import resolve_learning_rate, resolve_precisio
 from hqsearch.embedding.batches import split_validation
 from hqsearch.embedding.checkpoints import open_checkpoints
 from hqsearch.embedding.classifier import ClassifierModel
-from hqsearch.embedding.clusters import part_classes
 from hqsearch.embedding.model import EmbeddingModel, resolve_device
 from hqsearch.embedding.stage import StageSettings
 from hqsearch.embedding.training import CodeProblem
@@ -20,7 +19,6 @@ __all__ = [
     "StageSettings",
     "open_checkpoints",
     "pack_model",
-    "part_classes",
     "resolve_device",
     "resolve_learning_rate",
     "resolve_precision",

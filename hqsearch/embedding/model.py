@@ -180,15 +180,13 @@ class EmbeddingModel:
         seed: int,
         problem: CodeProblem,
         metric: StageSettings | None = None,
-        class_of: np.ndarray | None = None,
         verbose: int = 0,
         checkpoint: Checkpoint | None = None,
     ) -> list[dict[str, Any]]:
         """Train the level scores, starting from the metric stage's trunk.
 
         Parameters are those of `fit_metric`; `problem` tells how codes are solved and validated. With
-        `metric`, the metric stage's settings, its embedding is trained along, and both share the trunk; where
-        several values of y have one label, `class_of` tells which, int64 of shape (n_classes,).
+        `metric`, the metric stage's settings, its embedding is trained along, and both share the trunk.
 
         Returns
         -------
@@ -214,16 +212,7 @@ class EmbeddingModel:
         with randomness_of(self._network, seed):
             kind = SettledHashStage if settings.code_assignment == "settled" else HashStage
             kind = ProxyHashStage if self.loss == "proxy" else kind
-            stage = kind(
-                network,
-                data,
-                settings,
-                problem=problem,
-                metric=metric,
-                class_of=class_of,
-                seed=seed,
-                verbose=verbose,
-            )
+            stage = kind(network, data, settings, problem=problem, metric=metric, seed=seed, verbose=verbose)
             stage.checkpoint = checkpoint
             history = stage.run()
         self.hash_network = network

@@ -79,8 +79,7 @@ class ProxyHashStage(WithProxies, SettledHashStage):
     def _initialize(self) -> None:
         self._proxies = None
         if self.metric is not None:
-            n_labels = int(self.data.y.max() if self._label_of is None else self._label_of.max()) + 1
-            shape = (n_labels, self.embedding_dim)
+            shape = (int(self.data.y.max()) + 1, self.embedding_dim)
             self._proxies = nn.Parameter(torch.zeros(shape, device=self.data.X.device))
         super()._initialize()
 
@@ -89,14 +88,11 @@ class ProxyHashStage(WithProxies, SettledHashStage):
         if self._proxies is not None:
             # As long as those that a metric stage draws, so that they turn as fast.
             means = nn.functional.normalize(outputs[:, : self.embedding_dim], dim=-1)
-            if self._label_of is not None:
-                sums = torch.zeros_like(self._proxies).index_add_(0, self._label_of, means)
-                means = nn.functional.normalize(sums, dim=-1)
             self._proxies.copy_(means * self.embedding_dim**0.5)
 
-    def _metric_loss(self, embedding: Tensor, labels: Tensor, settings: StageSettings) -> Tensor:
+    def _metric_loss(self, embedding: Tensor, classes: Tensor, settings: StageSettings) -> Tensor:
         assert self._proxies is not None
-        return proxy_loss(embedding, self._proxies, labels, settings)
+        return proxy_loss(embedding, self._proxies, classes, settings)
 
     def _code_loss(self, scores: Tensor, classes: Tensor) -> Tensor:
         self._average(scores, classes)

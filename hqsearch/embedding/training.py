@@ -51,7 +51,7 @@ class MetricStage(Stage):
     name = "metric"
 
     def _loss(self, outputs: Tensor, classes: Tensor) -> Tensor:
-        return metric_loss(outputs, classes, self.settings)
+        return metric_loss(outputs, self.settings)
 
     def _validate(self) -> dict[str, float]:
         data = self.data
@@ -62,21 +62,18 @@ class MetricStage(Stage):
         return {"precision@1": precision, "criterion": precision}
 
 
-def metric_loss(outputs: Tensor, labels: Tensor, settings: StageSettings) -> Tensor:
-    """Loss, npairs or triplet, of the embeddings of each group.
-
-    `outputs` is (n_groups, n_classes, items_per_class, m), `labels` (n_groups, n_classes); classes may have
-    one label.
-    """
-    per_class = outputs.shape[2]
+def metric_loss(outputs: Tensor, settings: StageSettings) -> Tensor:
+    """Loss, npairs or triplet, of the embeddings of each group, (n_groups, n_classes, items_per_class, m)."""
+    n_classes, per_class = outputs.shape[1:3]
+    labels = torch.arange(n_classes, device=outputs.device)
     if settings.loss == "npairs":
         anchors, positives = _halves(outputs)
-        labels = labels.repeat_interleave(per_class // 2, 1)
-        same = labels[:, :, None] == labels[:, None]
+        labels = labels.repeat_interleave(per_class // 2)
+        same = (labels[:, None] == labels).expand(len(outputs), -1, -1)
         similarities = anchors @ positives.transpose(-2, -1)
         return npairs_loss(similarities, same, anchors, positives, settings.regularization)
-    labels = labels.repeat_interleave(per_class, 1)
-    same = labels[:, :, None] == labels[:, None]
+    labels = labels.repeat_interleave(per_class)
+    same = (labels[:, None] == labels).expand(len(outputs), -1, -1)
     unit = nn.functional.normalize(outputs.flatten(1, 2), dim=-1)
     return semihard_triplet_loss(squared_distances(unit), same, settings.margin)
 
@@ -93,8 +90,6 @@ class HashStage(Stage):
     metric : StageSettings or None, default=None
         Of the metric stage, if the embedding is trained along: then the network's outputs are the embedding,
         followed by the level scores, and the losses of both add up.
-    class_of : ndarray of shape (n_classes,), dtype int64, default=None
-        Label of each of this stage's classes, where several have one label; for the embedding.
     """
 
     name = "hash"
@@ -107,21 +102,18 @@ class HashStage(Stage):
         *,
         problem: CodeProblem,
         metric: StageSettings | None = None,
-        class_of: np.ndarray | None = None,
         seed: int,
         verbose: int = 0,
     ):
         super().__init__(network, data, settings, seed=seed, verbose=verbose)
         self.problem = problem
         self.metric = metric
-        self._label_of = None if class_of is None else torch.from_numpy(class_of).to(data.X.device)
         self.embedding_dim = network.head.out_features - problem.n_levels * problem.branching_factor
 
     def _loss(self, outputs: Tensor, classes: Tensor) -> Tensor:
         loss = self._code_loss(self._split(outputs), classes)
         if self.metric is not None:
-            labels = classes if self._label_of is None else self._label_of[classes]
-            loss = loss + self._metric_loss(outputs[..., : self.embedding_dim], labels, self.metric)
+            loss = loss + self._metric_loss(outputs[..., : self.embedding_dim], classes, self.metric)
         return loss
 
     def _split(self, outputs: Tensor) -> Tensor:
@@ -130,9 +122,9 @@ class HashStage(Stage):
         outputs = outputs[..., self.embedding_dim :]
         return split_levels(outputs, problem.n_levels, problem.branching_factor, self.settings.loss)
 
-    def _metric_loss(self, embedding: Tensor, labels: Tensor, settings: StageSettings) -> Tensor:
+    def _metric_loss(self, embedding: Tensor, classes: Tensor, settings: StageSettings) -> Tensor:
         """Loss of the embedding that is trained along, for each group."""
-        return metric_loss(embedding, labels, settings)
+        return metric_loss(embedding, settings)
 
     def _code_loss(self, scores: Tensor, classes: Tensor) -> Tensor:
         """Loss of the level scores, (n_groups, n_classes, items_per_class, n_levels, d), for each group."""
