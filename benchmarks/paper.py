@@ -79,6 +79,8 @@ def encoder_parameters(arguments):
     given = {name: value_of(value) for name, _, value in (s.partition("=") for s in arguments.set)}
     if "loss" in given:
         raise SystemExit("the loss is set by --loss")
+    if given.get("shared_trunk"):
+        raise SystemExit("with shared_trunk the embedding depends on the codes; all systems here search one")
     parameters |= given
     by_sparsity = {s: {k: v for k, v in more.items() if k not in given} for s, more in by_sparsity.items()}
     shared = ("network", "classes_per_batch", "batch_size", "device", "validation_fraction")
