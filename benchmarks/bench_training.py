@@ -29,7 +29,7 @@ import numpy as np
 import torch
 
 from hqsearch.assignment import solve_cascades
-from hqsearch.embedding import CodeProblem, StageSettings
+from hqsearch.embedding import CodeProblem, StageSettings, resolve_precision
 from hqsearch.embedding.losses import (
     masked_l1_distances,
     masked_similarities,
@@ -112,13 +112,14 @@ def make_stage(trunk_name, sparsity, loss, device, *, solve=None):
         trunk_learning_rate=1e-4,
         batch_size=BATCH_SIZE,
         classes_per_batch=N_CLASSES,
+        precision=resolve_precision("auto", trunk_name, shape, torch.device(device)),
     )
     problem = CodeProblem(
         n_levels=N_LEVELS,
         branching_factor=BRANCHING_FACTOR,
         sparsity=sparsity,
         solve=solve or (lambda scores: solve_cascades(scores, sparsity=sparsity, **PENALTIES)),
-        validate=lambda scores: {},
+        validate=lambda scores, embedding: {},
     )
     everything, nothing = np.arange(len(y)), np.empty(0, np.int64)
     data = TrainingData(torch.from_numpy(X).to(device), y, everything, nothing)
@@ -297,6 +298,7 @@ def compare_steps(trunk_name, sparsity, loss, device, n_steps):
     ratios = [b / a for a, b in zip(seconds["ours"], seconds["plain"], strict=True)]
     return {
         **{"trunk": trunk_name, "objective": loss, "sparsity": sparsity},
+        "our precision": ours.settings.precision,
         **{f"{name} items/s": rate for name, rate in rates.items()},
         "ratio": statistics.median(ratios),
     }
@@ -458,7 +460,7 @@ def main():
             table(parts_rows(figures["parts"])),
             "Masked losses, forward and backward pass, against the naive items x items x d form:",
             table(figures["losses"]),
-            "Whole steps against the published step written plainly in torch and OR-Tools:",
+            "Whole steps against the published step written plainly in torch and OR-Tools, in float32:",
             table(figures["steps"]),
         ]
     )

@@ -29,7 +29,9 @@ import paper_report
 from paper_presets import PRESETS
 from paper_systems import Systems
 
+import hqsearch
 from hqsearch import HierarchicalHashEncoder
+from hqsearch.embedding import resolve_device, resolve_learning_rate, resolve_precision
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("hqsearch", "numpy", "scikit-learn", "torch", "numba", "faiss-cpu", "hnswlib")
@@ -90,6 +92,26 @@ def encoder_parameters(arguments):
     return parameters, by_sparsity, control
 
 
+def what_auto_is(encoder, input_shape):
+    """Say what an encoder's parameters that are "auto" stand for here, for items of this shape."""
+    network = encoder["network"]
+    device = resolve_device(encoder["device"])
+    return {
+        "device": device.type,
+        "precision": resolve_precision(encoder["precision"], network, input_shape, device),
+        **{
+            name: resolve_learning_rate(encoder[name], network)
+            for name in ("learning_rate", "hash_learning_rate")
+        },
+    }
+
+
+def training_source():
+    """Digest of the code that trains: what an earlier version of it has trained is none of ours."""
+    files = sorted(Path(hqsearch.__file__).parent.glob("embedding/*.py"))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16]
+
+
 class Records:
     """Finished groups of records, a JSON line each, in the folder that a later run goes on from."""
 
@@ -127,9 +149,9 @@ def run(arguments):
         "sparsities": arguments.sparsities, "limit": arguments.limit,
         "validation_only": arguments.validation_only,
     }  # fmt: skip
+    X_train, X_test, y_train, y_test = paper_data.load(arguments.dataset, arguments.data_home)
+    settings["auto"] = what_auto_is(settings["encoder"], X_train.shape[1:])
     kept = Records(arguments.work, settings)
-    data = paper_data.load(arguments.dataset, arguments.data_home)
-    X_train, X_test, y_train, y_test = data
     data = (*paper_data.limited(X_train, y_train, arguments.limit), X_test, y_test)
     data = (data[0], data[2], data[1], data[3])
     tasks = {
@@ -141,7 +163,7 @@ def run(arguments):
         for protocol, task in tasks.items():
             cached = {**parameters, "memory": str(kept.folder / "metric")}
             # The control does not depend on the loss.
-            classifier = {**control, "memory": str(arguments.work / "control")}
+            classifier = {**control, "memory": str(arguments.work / f"control-{training_source()}")}
             systems = Systems(task, seed, cached, classifier, arguments.sparsities, by_sparsity)
             for name, measure in systems.groups():
                 key = (protocol, seed, name)

@@ -220,8 +220,8 @@ def write(result, stem):
         f"`python benchmarks/paper.py` with preset {s['preset']}, parameters {json.dumps(s['parameters'])}; "
         f"seeds {', '.join(map(str, result['seeds']))}; means ± the farthest seed."
         + (" Held-out training items take the place of test items." if s["validation_only"] else ""),
-        f"Control: {json.dumps(s['control'])}. Machine: {json.dumps(result['machine'])}; versions: "
-        f"{json.dumps(result['versions'])}.",
+        f"Control: {json.dumps(s['control'])}. Automatic: {json.dumps(s.get('auto'))}.",
+        f"Machine: {json.dumps(result['machine'])}; versions: {json.dumps(result['versions'])}.",
         "",
         "## Reached or not",
     ]

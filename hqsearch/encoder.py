@@ -73,8 +73,8 @@ class HierarchicalHashEncoder(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transf
     metric_epochs, hash_epochs : int, default=30
         Most epochs of each stage. An epoch draws about as many items as there are.
     learning_rate : float or "auto", default="auto"
-        Peak rate of the metric stage's linear layer. "auto" is 3e-3 with the built-in trunks, and 1e-3 with a
-        network of your own, which may be trained already.
+        Peak rate of the metric stage's linear layer. "auto" is 3e-3 with "mlp" and "conv"; 1e-3 with "nin",
+        which has no normalisation, and with a network of your own, which may be trained already.
     hash_learning_rate : float or "auto", default="auto"
         The same, of the hash stage.
     trunk_learning_rate_ratio : float, default=1.0

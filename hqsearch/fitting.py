@@ -107,9 +107,13 @@ def _open_checkpoints(
     if encoder.checkpoint_dir is None:
         return {}
     parameters = encoder.get_params(deep=False)
-    # The last three are compared by what comes of them.
+    # The last three are compared by what comes of them, and so is what "auto" stands for.
     for name in (*_NOT_TRAINED_BY, "network", "device", "random_state"):
         del parameters[name]
+    metric, hashing = (_stage_settings(encoder, stage) for stage in ("metric", "hash"))
+    parameters["precision"] = metric.precision
+    parameters["learning_rate"] = metric.learning_rate
+    parameters["hash_learning_rate"] = hashing.learning_rate
     return open_checkpoints(
         encoder.checkpoint_dir,
         X,

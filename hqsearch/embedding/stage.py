@@ -44,7 +44,7 @@ class StageSettings:
     patience : int or None
         Validations without improvement after which training stops; None never stops early.
     precision : {"float32", "bfloat16"}
-        Of the network's products in training; losses are float32.
+        Of the network's products in training and validation; losses are float32.
     """
 
     loss: str
@@ -172,7 +172,8 @@ class Stage(ABC):
             last = epoch == self.settings.epochs
             if len(self.data.validation) and (last or epoch % every == 0):
                 self.network.eval()
-                # As trained: which epoch is best does not hang on the last digits.
+                # In the precision of the training, which is faster; a fitted encoder computes in float32, so
+                # these figures are not to the last digit its own.
                 with mixed_precision(self.settings.precision, self.data.X.device):
                     record |= self._validate()
                 # Of equal epochs the later one has trained longer on the same evidence.

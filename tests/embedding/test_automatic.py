@@ -109,9 +109,16 @@ def test_an_unknown_precision_is_refused(blobs):
 
 @pytest.mark.parametrize(
     ("asked", "network", "expected"),
-    [("auto", "auto", 3e-3), ("auto", "nin", 3e-3), ("auto", nn.Flatten(), 1e-3), (0.5, "conv", 0.5)],
+    [
+        ("auto", "auto", 3e-3),
+        ("auto", "mlp", 3e-3),
+        ("auto", "conv", 3e-3),
+        ("auto", "nin", 1e-3),
+        ("auto", nn.Flatten(), 1e-3),
+        (0.5, "conv", 0.5),
+    ],
 )
-def test_auto_is_a_lower_rate_for_a_users_network(asked, network, expected):
+def test_auto_is_a_lower_rate_for_nin_and_a_users_network(asked, network, expected):
     assert resolve_learning_rate(asked, network) == expected
 
 

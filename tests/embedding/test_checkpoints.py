@@ -196,6 +196,18 @@ def test_a_kill_between_early_stopping_and_the_last_write_trains_no_further(blob
     assert len(encoder.fit(*blobs).history_) == 4
 
 
+def test_what_auto_stands_for_is_compared_not_the_word(blobs, tmp_path, monkeypatch):
+    X, y = blobs
+    make(checkpoint_dir=tmp_path).fit(X, y)
+    assert_same_model(
+        make().fit(X, y), make(learning_rate=3e-3, precision="float32", checkpoint_dir=tmp_path).fit(X, y), X
+    )
+    # Another machine, another precision: another fit.
+    monkeypatch.setattr("hqsearch.fitting.resolve_precision", lambda *_: "bfloat16")
+    with pytest.raises(ValueError, match="precision"):
+        make(checkpoint_dir=tmp_path).fit(X, y)
+
+
 def test_network_in_network_goes_on_with_the_dropout_it_would_have_had(images, tmp_path, monkeypatch):
     X, y = images
     settings = {"network": "nin", "batch_size": 16, "metric_epochs": 3, "hash_epochs": 3}
