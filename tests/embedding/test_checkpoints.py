@@ -253,7 +253,7 @@ def test_checkpoints_change_nothing_of_what_is_trained(blobs, tmp_path):
         ({"y": 1}, "differs in y"),
         ({"random_state": 1}, "differs in network, random_state"),
         ({"hash_epochs": 5}, "differs in hash_epochs"),
-        ({"network": noisy_trunk}, "differs in network"),
+        ({"network": noisy_trunk}, "differs in hash_learning_rate, learning_rate, network"),
         ({"sparsity": 2, "loss": "triplet"}, "differs in loss, sparsity"),
     ],
 )
