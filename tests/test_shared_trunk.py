@@ -11,7 +11,9 @@ from hqsearch import HierarchicalHashEncoder, HierarchicalHashIndex
 from hqsearch.embedding.losses import class_cross_entropy, npairs_loss, semihard_triplet_loss
 from hqsearch.embedding.networks import joined_heads, new_head, parted_heads
 from hqsearch.embedding.proxies import ProxyHashStage
+from hqsearch.embedding.settling import SettledHashStage
 from hqsearch.embedding.training import HashStage
+from hqsearch.search import LeafTable
 
 LOSSES = ["npairs", "triplet", "proxy"]
 
@@ -89,6 +91,41 @@ def test_proxies_that_are_trained_along_start_at_the_class_means(digits, monkeyp
     means = torch.stack([seen["hidden"][y == label].mean(0) for label in range(10)])
     expected = torch.nn.functional.normalize(seen["network"].head(means)[:, :16], dim=-1) * 4
     torch.testing.assert_close(seen["proxies"], expected.detach(), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_codes_that_settle_leave_the_embeddings_rows_of_the_head_alone(digits, monkeypatch, loss):
+    X, y, *_ = digits
+    heads = []
+    start = SettledHashStage._start_head
+
+    def watch(stage, *arguments):
+        for step in (lambda: None, lambda: start(stage, *arguments)):
+            step()
+            heads.append(stage.network.head.weight.detach().clone())
+
+    monkeypatch.setattr(SettledHashStage, "_start_head", watch)
+    make(loss=loss, code_assignment="settled", hash_epochs=1, validation_fraction=0).fit(X, y)
+    before, after = heads
+    assert torch.equal(before[:16], after[:16])
+    # Every row of the level scores starts anew.
+    assert (before[16:] != after[16:]).any(1).all()
+
+
+@pytest.mark.parametrize("shared_trunk", [False, True])
+def test_an_epoch_is_validated_by_the_embedding_it_has(digits, monkeypatch, shared_trunk):
+    X, y, *_ = digits
+    seen = []
+    build = LeafTable.build
+
+    def watch(vectors, *arguments, **parameters):
+        seen.append(vectors.copy())
+        return build(vectors, *arguments, **parameters)
+
+    monkeypatch.setattr(LeafTable, "build", watch)
+    make(shared_trunk=shared_trunk).fit(X, y)
+    first, second = seen
+    assert np.array_equal(first, second) != shared_trunk
 
 
 def closeness(encoder, X, y):

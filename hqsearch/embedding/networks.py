@@ -213,7 +213,7 @@ def build_trunk(
         trunk = {"mlp": mlp_trunk, "conv": conv_trunk, "nin": nin_trunk}[network](input_shape)
     trunk.to_empty(device="cpu")
     # The order in memory of a convolution's weights is that of its output; this one is up to twice as fast.
-    trunk.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    trunk.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in torch's overloads
     for module in trunk.modules():
         if isinstance(module, nn.Linear | nn.Conv2d):
             # A linear layer at torch's own, smaller scale: it keeps the first npairs logits small.
