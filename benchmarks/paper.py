@@ -2,8 +2,9 @@
 
 ``python benchmarks/paper.py --dataset digits --loss npairs`` trains every system over three seeds and writes
 ``benchmarks/results/paper-digits-npairs.{json,md,png}``. What is done is kept below ``--work``, so a run that
-was cut off goes on where it was. ``--validation-only`` measures on held-out training items: the only place to
-choose anything on. ``--smallest`` is a smoke run.
+was cut off goes on where it was, and where only search or measuring has changed nothing is trained again.
+``--validation-only`` measures on held-out training items: the only place to choose anything on.
+``--smallest`` is a smoke run.
 
 Two protocols: *closed*, the papers' one, where queries are test items of the training
 classes; and *unseen*, where the first 70 % of the classes are trained on, and gallery and queries are of the
@@ -26,8 +27,8 @@ from pathlib import Path
 
 import paper_data
 import paper_report
+import paper_systems
 from paper_presets import PRESETS
-from paper_systems import Systems
 
 import hqsearch
 from hqsearch import HierarchicalHashEncoder
@@ -108,8 +109,18 @@ def what_auto_is(encoder, input_shape):
 
 def training_source():
     """Digest of the code that trains: what an earlier version of it has trained is none of ours."""
-    files = sorted(Path(hqsearch.__file__).parent.glob("embedding/*.py"))
-    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16]
+    return digest_of(Path(hqsearch.__file__).parent.glob("embedding/*.py"))
+
+
+def measuring_source():
+    """Digest of the code that searches and measures."""
+    package = Path(hqsearch.__file__).parent
+    return digest_of([Path(paper_systems.__file__), *package.glob("*.py"), *package.glob("search/*.py")])
+
+
+def digest_of(files):
+    """Digest of the contents of files."""
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(files))).hexdigest()[:16]
 
 
 class Records:
@@ -119,7 +130,7 @@ class Records:
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
         self.folder = folder / digest
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.path = self.folder / "records.jsonl"
+        self.path = self.folder / f"records-{measuring_source()}.jsonl"
         self.groups = {}
         if self.path.exists():
             whole, _, torn = self.path.read_text().rpartition("\n")
@@ -161,10 +172,13 @@ def run(arguments):
     n_classes = {name: len(set(task.gallery_y.tolist())) for name, task in tasks.items()}
     for seed in arguments.seeds:
         for protocol, task in tasks.items():
-            cached = {**parameters, "memory": str(kept.folder / "metric")}
-            # The control does not depend on the loss.
+            # Neither depends on the sparsities, nor the control on the loss.
+            cached = {**parameters, "memory": str(arguments.work / f"metric-{training_source()}")}
             classifier = {**control, "memory": str(arguments.work / f"control-{training_source()}")}
-            systems = Systems(task, seed, cached, classifier, arguments.sparsities, by_sparsity)
+            encoders = kept.folder / f"encoders-{training_source()}" / f"{protocol}-{seed}"
+            systems = paper_systems.Systems(
+                task, seed, cached, classifier, arguments.sparsities, by_sparsity, encoders
+            )
             for name, measure in systems.groups():
                 key = (protocol, seed, name)
                 if key not in kept.groups:
@@ -222,7 +236,7 @@ def main():
         arguments.work, arguments.results = Path(folder), Path(folder)
         run(arguments)
         # Again, the last line torn: all other groups are there, so only that one may be trained.
-        (records,) = Path(folder).glob("*/records.jsonl")
+        (records,) = Path(folder).glob("*/records-*.jsonl")
         records.write_text(records.read_text()[:-20])
         started = time.perf_counter()
         run(arguments)

@@ -18,8 +18,8 @@ from hqsearch.baselines import (
     ThresholdHashEncoder,
     VectorQuantizationHashEncoder,
 )
+from hqsearch.items import FittedItems
 from hqsearch.metrics import bucket_nmi, precision_at_k, recall_at_k
-from hqsearch.search import LeafTable
 
 # Times are of one thread, as those of our search.
 faiss.omp_set_num_threads(1)
@@ -27,6 +27,8 @@ faiss.omp_set_num_threads(1)
 KS = (1, 4, 16)
 PROBES = (1, 2, 4, 8, 16, 32, 64, 128)
 EFS = (16, 32, 64, 128, 256)
+# The index's default, and the papers' order: what is added to a system's name.
+PROBINGS = {"centroids": "", "best_first": ", own leaves"}
 
 
 class Embedded(BaseEstimator):
@@ -90,42 +92,50 @@ def search_codes(system, sparsity, encoder, described, encode_us, places, *, cur
     Yields
     ------
     dict
-        One record for each direction.
+        One record for each direction and probing.
     """
     for direction, base in places.directions.items():
-        vectors, _, codes = described[base]
-        table = LeafTable.build(
-            vectors, codes, branching_factor=encoder.branching_factor, n_levels=encoder.n_levels
+        items = FittedItems.from_blocks(
+            [described[base]], branching_factor=encoder.branching_factor, n_levels=encoder.n_levels
         )
+        codes = described[base][2]
         own = np.arange(len(codes)) if base == "query" else None
         y, base_y = places.labels["query"], places.labels[base]
-        record = {"system": system, "s": sparsity, "direction": direction}
+        for probing, suffix in PROBINGS.items():
+            if probing == "centroids" and items.centroids is None:
+                continue
 
-        def ask(k, n_probes=None, table=table, own=own):
-            return table.search(*described["query"], k, exclude=own, n_probes=n_probes)
+            def ask(k, n_probes=None, items=items, own=own, probing=probing):
+                return items.search(
+                    described["query"], k, n_probes=n_probes, probing=probing, exclude=own, n_jobs=1
+                )
 
-        for k in KS:
-            # A search of its own for each k: leaves are opened until k candidates are there.
-            started = time.perf_counter()
-            found = ask(k)
-            search_us = 1e6 * (time.perf_counter() - started) / len(y)
-            record |= {name: value for name, value in measure(y, base_y[found.positions], (k,)).items()}
-            record[f"SUF@{k}"] = found.stats.suf()
-        record |= {"us": encode_us + search_us, "NMI": bucket_nmi(codes, base_y)}
-        if curve:
-            record["curve"] = []
-            for n_probes in PROBES:
-                point = {"n_probes": n_probes}
-                for k in (1, 16):
-                    found = ask(k, n_probes)
-                    point |= {
-                        f"SUF@{k}": found.stats.suf(),
-                        f"P@{k}": precision_at_k(y, base_y[found.positions]),
-                    }
-                record["curve"].append(point)
-                if point["SUF@1"] < 1.5:
-                    break
-        yield record
+            record = {"system": system + suffix, "s": sparsity, "direction": direction}
+            for k in KS:
+                # A search of its own for each k: leaves are opened until k candidates are there.
+                started = time.perf_counter()
+                found = ask(k)
+                search_us = 1e6 * (time.perf_counter() - started) / len(y)
+                record |= measure(y, base_y[found.positions], (k,)) | {f"SUF@{k}": found.stats.suf()}
+            record |= {"us": encode_us + search_us, "NMI": bucket_nmi(codes, base_y)}
+            if curve:
+                record["curve"] = _curve(ask, y, base_y)
+            yield record
+
+
+def _curve(ask, y, base_y):
+    """SUF and precision over the number of probed leaves."""
+    points = []
+    for n_probes in PROBES:
+        point = {"n_probes": n_probes}
+        for k in (1, 16):
+            found = ask(k, n_probes)
+            precision = precision_at_k(y, base_y[found.positions])
+            point |= {f"SUF@{k}": found.stats.suf(), f"P@{k}": precision}
+        points.append(point)
+        if point["SUF@1"] < 1.5:
+            break
+    return points
 
 
 def _without_own(ids, own, k):
@@ -227,10 +237,13 @@ class Systems:
         Codes of an item.
     by_sparsity : dict of int to dict
         Further encoder parameters for each sparsity, as the papers' settings have them.
+    folder : Path
+        Where trained encoders are kept: what is measured may change without training anew.
     """
 
-    def __init__(self, task, seed, parameters, control, sparsities, by_sparsity):
+    def __init__(self, task, seed, parameters, control, sparsities, by_sparsity, folder):
         self.by_sparsity = by_sparsity
+        self.folder = folder
         self.task, self.seed, self.sparsities = task, seed, sparsities
         self.parameters, self.control = parameters, control
         self.places = Places(task)
@@ -251,9 +264,13 @@ class Systems:
 
     def codes(self, system, sparsity, **more):
         """Learned codes of one sparsity."""
-        started = time.perf_counter()
-        encoder = self.encoder(sparsity=sparsity, **self.by_sparsity.get(sparsity, {}), **more)
-        fit_seconds = time.perf_counter() - started
+        kept = self.folder / f"{system}, {sparsity}"
+        if kept.exists():
+            encoder = HierarchicalHashEncoder.load(kept)
+        else:
+            encoder = self.encoder(sparsity=sparsity, **self.by_sparsity.get(sparsity, {}), **more)
+            encoder.save(kept)
+        fit_seconds = sum(record["seconds"] for record in encoder.history_)
         described, us = self.places.apply(encoder.describe)
         for record in search_codes(
             system, sparsity, encoder, described, us, self.places, curve=sparsity == self.sparsities[0]

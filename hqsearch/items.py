@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
+from hqsearch.centroids import CentroidSums, LeafCentroids
 from hqsearch.codes import CellScores
-from hqsearch.search import LeafTable, SearchStats
+from hqsearch.search import LeafTable, RadiusResult, SearchResult, SearchStats
+
+# Embedding, level scores and codes of some items or queries.
+Described = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+PROBINGS = ("centroids", "best_first", "lexicographic")
+# Level scores of larger trees would make the centroids larger than the items.
+MOST_BUCKETS = 1024
+# Leaves that are ranked in search of enough candidates; the table opens further ones by their scores.
+_MOST_RANKED = 64
+_BLOCK = 16384
 
 
 @dataclass(frozen=True)
@@ -22,13 +35,64 @@ class FittedItems:
         Their vectors and leaves.
     cell_scores : CellScores
         Mean level scores of the items that share a code; shared by all snapshots.
+    centroids : LeafCentroids or None
+        Where the leaves are; None for a tree of more than `MOST_BUCKETS` buckets in all its levels.
     label_parts : tuple of ndarray, or None
         Labels by position, in a few parts, the earlier ones the larger; None when some item came without.
     """
 
     table: LeafTable
     cell_scores: CellScores
+    centroids: LeafCentroids | None
     label_parts: tuple[np.ndarray, ...] | None
+
+    @classmethod
+    def from_blocks(
+        cls,
+        blocks: Iterable[Described],
+        *,
+        branching_factor: int,
+        n_levels: int,
+        storage: str = "float32",
+        labels: np.ndarray | None = None,
+    ) -> FittedItems:
+        """List items that come block by block, because level scores of a million of them are gigabytes.
+
+        Parameters
+        ----------
+        blocks : iterable of (embedding, level_scores, codes)
+            At least one block; arrays as an encoder gives them.
+        branching_factor, n_levels, storage
+            As in `LeafTable.build`.
+        labels : ndarray of shape (n_items,), default=None
+            Their labels.
+
+        Returns
+        -------
+        FittedItems
+        """
+        embeddings, codes = [], []
+        ranked = branching_factor * n_levels <= MOST_BUCKETS
+        centroids = CentroidSums(branching_factor=branching_factor, n_levels=n_levels) if ranked else None
+
+        def pass_on() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+            for embedding, level_scores, code in blocks:
+                embeddings.append(embedding)
+                codes.append(code)
+                if centroids is not None:
+                    centroids.add(embedding, level_scores, code)
+                yield code, level_scores
+
+        cell_scores = CellScores.from_blocks(pass_on())
+        table = LeafTable.build(
+            np.concatenate(embeddings),
+            np.concatenate(codes),
+            branching_factor=branching_factor,
+            n_levels=n_levels,
+            storage=storage,
+        )
+        parts = None if labels is None else (labels,)
+        return cls(table, cell_scores, None if centroids is None else centroids.finish(), parts)
 
     @property
     def labels(self) -> np.ndarray | None:
@@ -38,12 +102,145 @@ class FittedItems:
         return self.label_parts[0] if len(self.label_parts) == 1 else np.concatenate(self.label_parts)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"table": self.table, "cell_scores": self.cell_scores, "labels": self.labels}
+        names = ("table", "cell_scores", "centroids", "labels")
+        return {name: getattr(self, name) for name in names}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         labels = state["labels"]
         parts = None if labels is None else (labels,)
         vars(self).update(table=state["table"], cell_scores=state["cell_scores"], label_parts=parts)
+        # Written before there were centroids: made anew.
+        centroids = state["centroids"] if "centroids" in state else self._make_centroids()
+        vars(self).update(centroids=centroids)
+
+    def _make_centroids(self) -> LeafCentroids | None:
+        table = self.table
+        if table.branching_factor * table.n_levels > MOST_BUCKETS:
+            return None
+        sums = CentroidSums(branching_factor=table.branching_factor, n_levels=table.n_levels)
+        for _, described in self.own_queries():
+            sums.add(*described)
+        return sums.finish()
+
+    def own_queries(self) -> Iterator[tuple[np.ndarray, Described]]:
+        """Positions of the live items, block by block, and what is known of them as queries."""
+        own, embedding = self.table.stored_vectors()
+        codes = self.table.stored_codes()
+        for start in range(0, len(own), _BLOCK):
+            block = slice(start, start + _BLOCK)
+            level_scores, ordered = self.cell_scores.of(codes[block])
+            yield own[block], (embedding[block], level_scores, ordered)
+
+    # Searching
+
+    def search(
+        self,
+        described: Described,
+        n_neighbors: int,
+        *,
+        n_probes: int | None = None,
+        probing: str = "centroids",
+        exclude: np.ndarray | None = None,
+        allowed: np.ndarray | None = None,
+        n_jobs: int | None = None,
+    ) -> SearchResult:
+        """Find neighbours; see `LeafTable.search`, and `leaves_to_open` for `probing="centroids"`."""
+        n_wanted = n_neighbors + (exclude is not None)
+        opened, options = self.leaves_to_open(
+            described, n_wanted, n_probes=n_probes, probing=probing, allowed=allowed, n_jobs=n_jobs
+        )
+        return self.table.search(
+            *opened, n_neighbors, exclude=exclude, allowed=allowed, n_jobs=n_jobs, **options
+        )
+
+    def radius_search(
+        self,
+        described: Described,
+        radius: float,
+        *,
+        n_probes: int | None = None,
+        probing: str = "centroids",
+        exclude: np.ndarray | None = None,
+        allowed: np.ndarray | None = None,
+        n_jobs: int | None = None,
+    ) -> RadiusResult:
+        """Find all within a radius; see `LeafTable.radius_search`."""
+        opened, options = self.leaves_to_open(
+            described, 0, n_probes=n_probes, probing=probing, allowed=allowed, n_jobs=n_jobs
+        )
+        return self.table.radius_search(
+            *opened, radius, exclude=exclude, allowed=allowed, n_jobs=n_jobs, **options
+        )
+
+    def leaves_to_open(
+        self,
+        described: Described,
+        n_wanted: int,
+        *,
+        n_probes: int | None,
+        probing: str,
+        allowed: np.ndarray | None = None,
+        n_jobs: int | None = None,
+    ) -> tuple[Described, dict[str, Any]]:
+        """Put the leaves that queries open in the place of their codes.
+
+        Parameters
+        ----------
+        described : tuple of ndarray
+            Queries.
+        n_wanted : int
+            Candidates that are wanted of each query.
+        n_probes : int or None
+            Leaves to open; None stands for as many as the queries' codes have.
+        probing : {"centroids", "best_first", "lexicographic"}
+            "centroids" names the leaves whose centroids are nearest, of those that hold items, and further
+            ones while the first hold fewer than `n_wanted`. With the others the codes stay.
+        allowed : ndarray of shape (table.n_items,), dtype bool, default=None
+            Items that count.
+        n_jobs : int or None, default=None
+            Threads.
+
+        Returns
+        -------
+        described : tuple of ndarray
+            Queries whose codes are these leaves, nearest first.
+        options : dict
+            `n_probes` and `probing` for the table.
+        """
+        if probing != "centroids" or self.centroids is None:
+            fallback = "best_first" if probing == "centroids" else probing
+            return described, {"n_probes": n_probes, "probing": fallback}
+        embedding, level_scores, codes = described
+        n_opened = codes.shape[1] if n_probes is None else n_probes
+        options = {"n_probes": n_opened, "probing": "best_first"}
+        sizes = self._leaf_sizes if allowed is None else self._count_leaves(allowed)
+        holds_items = sizes > 0
+        n_leaves = int(np.count_nonzero(holds_items))
+        if n_leaves == 0 or len(embedding) == 0:
+            return described, options
+        there = None if n_leaves == len(sizes) else holds_items
+        width = min(n_opened, n_leaves)
+        most = min(max(n_opened, _MOST_RANKED), n_leaves)
+        while True:
+            rows = self.centroids.nearest(embedding, level_scores, width, allowed=there, n_jobs=n_jobs)
+            if width >= most or sizes[rows].sum(1).min() >= n_wanted:
+                break
+            width = min(4 * width, most)
+        return (embedding, level_scores, self.centroids.leaf_ids[rows]), options
+
+    @cached_property
+    def _leaf_sizes(self) -> np.ndarray:
+        return self._count_leaves(None)
+
+    def _count_leaves(self, allowed: np.ndarray | None) -> np.ndarray:
+        """Items in the leaf of each centroid that may be returned (int64)."""
+        assert self.centroids is not None
+        leaf_ids, counts = self.table.count_in_leaves(allowed)
+        sizes = np.zeros(len(self.centroids.leaf_ids), dtype=np.int64)
+        sizes[self.centroids.rows_of(leaf_ids)] = counts
+        return sizes
+
+    # Changing
 
     def add(
         self, embedding: np.ndarray, level_scores: np.ndarray, codes: np.ndarray, labels: np.ndarray | None
@@ -58,7 +255,10 @@ class FittedItems:
                 parts = (*parts[:-2], np.concatenate(parts[-2:]))
         table = self.table.add(embedding, codes)
         self.cell_scores.add(codes, level_scores)
-        return FittedItems(table, self.cell_scores, parts)
+        centroids = self.centroids
+        if centroids is not None:
+            centroids = centroids.add(embedding, level_scores, codes)
+        return FittedItems(table, self.cell_scores, centroids, parts)
 
     def remove(self, positions: np.ndarray) -> FittedItems:
         """Take items out; their positions stay vacant."""
@@ -69,7 +269,7 @@ class FittedItems:
         left = self.table.live_positions()
         labels = self.labels
         parts = None if labels is None else (labels[left],)
-        return FittedItems(self.table.compact(), self.cell_scores, parts)
+        return FittedItems(self.table.compact(), self.cell_scores, self.centroids, parts)
 
 
 class IndexState:

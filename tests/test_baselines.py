@@ -146,7 +146,7 @@ def test_the_second_leaf_flips_the_narrowest_bit_and_two_narrow_bits_go_before_a
 
 def test_an_index_goes_on_from_a_query_in_the_order_of_flipped_margins(points):
     baseline = make(RandomHyperplaneHashEncoder, n_bits=3).fit(points)
-    index = HierarchicalHashIndex(FrozenEstimator(baseline)).fit(points)
+    index = HierarchicalHashIndex(FrozenEstimator(baseline), probing="best_first").fit(points)
     for n_probes in (1, 3, 8):
         wide = clone(baseline).set_params(sparsity=n_probes).fit(points)
         opened = wide.encode(points[:20])

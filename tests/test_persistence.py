@@ -317,11 +317,11 @@ def test_a_mapped_index_is_searched_by_threads_and_pickled(plain, items, tmp_pat
     with ThreadPoolExecutor(4) as pool:
         for found in pool.map(lambda _: loaded.kneighbors(items)[1], range(12)):
             np.testing.assert_array_equal(found, expected)
-    table = pickle.loads(pickle.dumps(loaded._items.table))
+    again = pickle.loads(pickle.dumps(loaded._items))
     shutil.rmtree(tmp_path)
-    codes = loaded.encoder_.encode(items)
-    found = table.search(items, loaded.encoder_.level_scores(items), codes, 5)
-    np.testing.assert_array_equal(found.positions, expected)
+    encoder = loaded.encoder_
+    described = encoder.embed(items), encoder.level_scores(items), encoder.encode(items)
+    np.testing.assert_array_equal(again.search(described, 5).positions, expected)
 
 
 def test_a_loaded_default_index_can_be_pickled(index, digits, tmp_path):
@@ -598,7 +598,8 @@ def test_a_mapped_index_verifies_all_but_the_values_of_vectors_and_scores(plain,
                 with pytest.raises(ValueError, match=re.escape(file.name)):
                     HierarchicalHashIndex.load(tmp_path, "r", encoder=PlainEncoder)
         file.write_bytes(content)
-    assert unverified == {"table.segment0.packed.npy", "cell_scores.scores.npy"}
+    figures = ("table.segment0.packed", "cell_scores.scores", "centroids.vectors.segment0.packed")
+    assert unverified == {f"{name}.npy" for name in figures}
 
 
 def test_a_file_that_the_manifest_does_not_name_is_refused(plain, tmp_path):
@@ -623,9 +624,25 @@ def rewrite_manifest(path, change):
 
 def test_a_newer_format_is_refused(plain, tmp_path):
     plain.save(tmp_path)
-    rewrite_manifest(tmp_path, lambda manifest: manifest.update(format_version=2))
-    with pytest.raises(ValueError, match=r"manifest.json has format version 2, .*reads at most 1: install"):
+    rewrite_manifest(tmp_path, lambda manifest: manifest.update(format_version=3))
+    with pytest.raises(ValueError, match=r"manifest.json has format version 3, .*reads at most 2: install"):
         HierarchicalHashIndex.load(tmp_path, encoder=PlainEncoder)
+
+
+def test_an_index_saved_before_there_were_centroids_gets_them(plain, items, tmp_path):
+    def make_old(manifest):
+        manifest["format_version"] = 1
+        del manifest["state"]["_items"]["object"][1]["centroids"]
+
+    plain.save(tmp_path)
+    rewrite_manifest(tmp_path, make_old)
+    loaded = HierarchicalHashIndex.load(tmp_path, encoder=PlainEncoder)
+    ours, theirs = loaded._items.centroids, plain._items.centroids
+    np.testing.assert_array_equal(ours.leaf_ids, theirs.leaf_ids)
+    assert loaded.kneighbors(items, n_probes=4)[1].shape == (len(items), 5)
+    # Made of the mean scores of the items that share a code, so about the same.
+    described = items, loaded.encoder_.level_scores(items)
+    assert (ours.nearest(*described, 1) == theirs.nearest(*described, 1)).mean() > 0.9
 
 
 @pytest.mark.parametrize(

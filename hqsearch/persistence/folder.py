@@ -24,7 +24,8 @@ T = TypeVar("T")
 
 MANIFEST = "manifest.json"
 FORMAT = "hqsearch"
-FORMAT_VERSION = 1
+# 2: the items of an index have centroids of their leaves; those of 1 are made anew.
+FORMAT_VERSION = 2
 
 _DATA = re.compile(r"data-[0-9a-f]{16}")
 
@@ -140,7 +141,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
             f"{FORMAT_VERSION}: install a newer hqsearch."
         )
     checksum = manifest.pop("sha256", None)
-    if checksum != _checksum(manifest) or version != FORMAT_VERSION:
+    if checksum != _checksum(manifest) or version not in range(1, FORMAT_VERSION + 1):
         raise ValueError(f"{file} is damaged: its own checksum differs.")
     if not _DATA.fullmatch(str(manifest.get("data"))):
         raise ValueError(f"{file} is foreign: it names no data folder.")

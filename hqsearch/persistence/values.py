@@ -16,7 +16,11 @@ from hqsearch.persistence.files import DataReader, DataWriter
 from hqsearch.search import LeafTable, table_arrays, table_from_arrays
 
 # Classes of this package that are saved attribute by attribute.
-_BY_ATTRIBUTES = {"CellScores": "hqsearch.codes", "FittedItems": "hqsearch.items"}
+_BY_ATTRIBUTES = {
+    "CellScores": "hqsearch.codes",
+    "FittedItems": "hqsearch.items",
+    "LeafCentroids": "hqsearch.centroids",
+}
 _BIT_GENERATORS = ("MT19937", "PCG64", "PCG64DXSM", "Philox", "SFC64")
 # Arrays whose values lead to no place in another one. Wrong ones give wrong distances or another order of
 # leaves, no worse, so they need not be read through before they are used.

@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hqsearch.search.batches import radius_batch, search_batch
-from hqsearch.search.checks import check_count, check_items, check_removal, check_shape, readable
+from hqsearch.search.checks import (
+    check_allowed,
+    check_count,
+    check_items,
+    check_removal,
+    check_shape,
+    readable,
+)
 from hqsearch.search.interchange import export_faiss, list_cells
 from hqsearch.search.snapshot import Directory, Tail
 
@@ -243,6 +250,32 @@ class LeafTable:
         """
         sizes = self._directory.live_by_leaf()
         return sizes[sizes > 0]
+
+    def count_in_leaves(self, allowed: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Items of each leaf that a search may return.
+
+        Parameters
+        ----------
+        allowed : ndarray of shape (n_items,), dtype bool, default=None
+            As in `search`.
+
+        Returns
+        -------
+        leaf_ids : ndarray of shape (n_leaves,), dtype int64
+            Leaves that hold a live item, or did, ascending.
+        counts : ndarray of shape (n_leaves,), dtype int64
+            Live and allowed items; an item counts in each of its leaves.
+
+        Raises
+        ------
+        ValueError
+            If `allowed` has the wrong shape or type.
+        """
+        directory = self._directory
+        if allowed is not None:
+            flags = check_allowed(allowed, self.n_items) & self._live_flags[: self.n_items]
+            directory = directory._replace(cell_live=directory.count_kept(flags))
+        return directory.leaf_ids, directory.live_by_leaf()
 
     def items_in_leaf(self, leaf_id: int) -> np.ndarray:
         """Positions of the live items of one leaf, ascending.

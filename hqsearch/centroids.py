@@ -1,0 +1,233 @@
+"""Centroids of the leaves that hold items: the leaves nearest to a query, by all that is known of both."""
+
+from __future__ import annotations
+
+import math
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+
+from hqsearch.search import LeafTable
+
+
+class LeafCentroids:
+    """Where the items of each leaf lie, and how near a query is to each leaf.
+
+    Two networks describe an item: by an embedding, and by level scores. A query's own code says what the
+    second one makes of it; how near its scores and its embedding are to those of the items in a leaf says
+    more, above all where the items are of classes that nobody trained on. The distance of a query to a leaf
+    is the sum of three squared ones: of its level scores to the leaf's code, of its level scores to the mean
+    ones of the leaf's items, and of its embedding to their mean embedding. Level scores are centred at each
+    level and of unit length altogether, and embeddings are scaled by one factor to a mean squared distance of
+    1 from their mean, so that no unit of either counts.
+
+    Leaves are only ever added, and a centroid stays where it is, as those of an inverted file do.
+
+    Attributes
+    ----------
+    leaf_ids : ndarray of shape (n_leaves,), dtype int64
+        The leaves, in the order in which they came.
+
+    Notes
+    -----
+    Memory in bytes: `4 * (n_levels * branching_factor + embedding_dim + 1) + 12` for each leaf. Ranking
+    takes as many multiplications for each query and leaf as a centroid has numbers.
+    """
+
+    leaf_ids: np.ndarray
+    _vectors: LeafTable
+    _scale: float
+    _n_levels: int
+    _branching_factor: int
+
+    def _place(
+        self, leaf_ids: np.ndarray, counts: np.ndarray, embeddings: np.ndarray, directions: np.ndarray
+    ) -> np.ndarray:
+        """Turn sums of leaves into vectors whose distances to `_query_vectors` are those of the leaves."""
+        directions = directions / counts[:, None]
+        codes = self._code_directions(leaf_ids)
+        # |u - b|^2 + |u - c|^2 = 2 |u - (b + c) / 2|^2 + |b - c|^2 / 2: a coordinate for the last term.
+        middle = (codes + directions) / math.sqrt(2)
+        apart = np.sqrt(np.square(codes - directions).sum(1, keepdims=True) / 2)
+        vectors = np.hstack([middle, embeddings / counts[:, None] * self._scale, apart])
+        return vectors.astype(np.float32)
+
+    def _code_directions(self, leaf_ids: np.ndarray) -> np.ndarray:
+        """Level scores of an item that is of its leaf beyond doubt, (n_leaves, n_levels * d)."""
+        d = self._branching_factor
+        scores = np.zeros((len(leaf_ids), self._n_levels, d))
+        for level in range(self._n_levels):
+            digits = leaf_ids // d ** (self._n_levels - 1 - level) % d
+            scores[np.arange(len(leaf_ids)), level, digits] = 1
+        return _directions(scores)
+
+    def _query_vectors(self, embedding: np.ndarray, level_scores: np.ndarray) -> np.ndarray:
+        n_scores = self._n_levels * self._branching_factor
+        vectors = np.zeros((len(embedding), n_scores + embedding.shape[1] + 1), dtype=np.float32)
+        np.multiply(_directions(level_scores), math.sqrt(2), out=vectors[:, :n_scores])
+        np.multiply(embedding, np.float32(self._scale), out=vectors[:, n_scores:-1])
+        return vectors
+
+    def add(self, embedding: np.ndarray, level_scores: np.ndarray, codes: np.ndarray) -> LeafCentroids:
+        """Add the leaves of further items; those that are there already keep their centroids.
+
+        Parameters
+        ----------
+        embedding, level_scores, codes : ndarray
+            As in `CentroidSums.add`.
+
+        Returns
+        -------
+        LeafCentroids
+            With all leaves. This one stays as it is.
+        """
+        new = ~np.isin(codes, self.leaf_ids)
+        if not new.any():
+            return self
+        rows, columns = np.nonzero(new)
+        sums = _leaf_sums(embedding[rows], _directions(level_scores[rows]), codes[rows, columns][:, None])
+        vectors = self._place(*sums)
+        more = type(self).__new__(type(self))
+        vars(more).update(self.__getstate__())
+        more.leaf_ids = np.append(self.leaf_ids, sums[0])
+        more._vectors = self._vectors.add(vectors, np.zeros((len(vectors), 1), dtype=np.int64))
+        return more
+
+    def nearest(
+        self,
+        embedding: np.ndarray,
+        level_scores: np.ndarray,
+        n_leaves: int,
+        *,
+        allowed: np.ndarray | None = None,
+        n_jobs: int | None = None,
+    ) -> np.ndarray:
+        """Leaves nearest to each query.
+
+        Parameters
+        ----------
+        embedding, level_scores : ndarray
+            Of the queries, as in `CentroidSums.add`.
+        n_leaves : int
+            How many, at most as many as there are and are allowed.
+        allowed : ndarray of shape (n_leaves_there,), dtype bool, default=None
+            Which leaves may be named.
+        n_jobs : int or None, default=None
+            Threads, as in joblib.
+
+        Returns
+        -------
+        ndarray of shape (n_queries, n_leaves), dtype int64
+            Rows of `leaf_ids`, nearest first; of equally near ones the earlier row first.
+
+        Raises
+        ------
+        ValueError
+            If a number is NaN or infinite.
+        """
+        vectors = self._query_vectors(embedding, level_scores)
+        no_scores = np.zeros((len(vectors), 1, 1), dtype=np.float32)
+        root = np.zeros((len(vectors), 1), dtype=np.int64)
+        found = self._vectors.search(vectors, no_scores, root, n_leaves, allowed=allowed, n_jobs=n_jobs)
+        return found.positions
+
+    def rows_of(self, leaf_ids: np.ndarray) -> np.ndarray:
+        """Row of each leaf id, all of which are there (int64)."""
+        return self._order[np.searchsorted(self.leaf_ids, leaf_ids, sorter=self._order)]
+
+    @cached_property
+    def _order(self) -> np.ndarray:
+        return np.argsort(self.leaf_ids, kind="stable")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in LeafCentroids.__annotations__}
+
+
+class CentroidSums:
+    """Makes `LeafCentroids` of items that come block by block; only sums of leaves are held.
+
+    Parameters
+    ----------
+    branching_factor, n_levels : int
+        Shape of the tree.
+    """
+
+    def __init__(self, *, branching_factor: int, n_levels: int):
+        self.branching_factor = branching_factor
+        self.n_levels = n_levels
+        self._sums: tuple[np.ndarray, ...] | None = None
+        self._n_items = 0
+        self._total: Any = 0.0
+        self._squares = 0.0
+
+    def add(self, embedding: np.ndarray, level_scores: np.ndarray, codes: np.ndarray) -> None:
+        """Add items.
+
+        Parameters
+        ----------
+        embedding : ndarray of shape (n_items, embedding_dim), dtype float32
+            Their embedding.
+        level_scores : ndarray of shape (n_items, n_levels, branching_factor), dtype float32
+            Their level scores.
+        codes : ndarray of shape (n_items, sparsity), dtype int64
+            Their leaves; an item counts in each of them.
+        """
+        part = _leaf_sums(embedding, _directions(level_scores), codes)
+        self._sums = part if self._sums is None else _added(self._sums, part)
+        self._n_items += len(embedding)
+        self._total = self._total + embedding.sum(0, dtype=np.float64)
+        self._squares += float(np.square(embedding, dtype=np.float64).sum())
+
+    def finish(self) -> LeafCentroids:
+        """Return the centroids of all items, of which there was at least one block."""
+        if self._sums is None:
+            raise ValueError("Expected at least one block of items.")
+        n_items = max(1, self._n_items)
+        mean = self._total / n_items
+        spread = self._squares / n_items - float(mean @ mean)
+        centroids = LeafCentroids.__new__(LeafCentroids)
+        # Where all embeddings are equal, what is left of the difference is rounding.
+        alike = spread <= 1e-12 * self._squares / n_items
+        centroids._scale = 1.0 if alike else 1 / math.sqrt(spread)
+        centroids._n_levels, centroids._branching_factor = self.n_levels, self.branching_factor
+        centroids.leaf_ids = self._sums[0]
+        vectors = centroids._place(*self._sums)
+        root = np.zeros((len(vectors), 1), dtype=np.int64)
+        centroids._vectors = LeafTable.build(vectors, root, branching_factor=1, n_levels=1)
+        return centroids
+
+
+def _directions(level_scores: np.ndarray) -> np.ndarray:
+    """Level scores centred at each level, then as vectors of unit length; zero where all are equal."""
+    centred = level_scores - level_scores.mean(2, keepdims=True)
+    flat = centred.reshape(len(level_scores), -1)
+    # Scaled first: squares of large scores would overflow.
+    largest = np.abs(flat).max(1, initial=0, keepdims=True)
+    flat = np.divide(flat, largest, out=np.zeros_like(flat), where=largest > 0)
+    lengths = np.sqrt(np.einsum("ij,ij->i", flat, flat))[:, None]
+    return np.divide(flat, lengths, out=flat, where=lengths > 0)
+
+
+def _leaf_sums(
+    embedding: np.ndarray, directions: np.ndarray, codes: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Leaves in ascending order; their items' number, and sums of both descriptions in float64."""
+    leaf_ids, leaf_of = np.unique(codes, return_inverse=True)
+    n_items, sparsity = codes.shape
+    items = np.repeat(np.arange(n_items), sparsity)
+    members = sp.csr_matrix((np.ones(codes.size), (leaf_of.ravel(), items)), shape=(len(leaf_ids), n_items))
+    counts = np.bincount(leaf_of.ravel(), minlength=len(leaf_ids))
+    return leaf_ids, counts, members @ embedding.astype(np.float64), members @ directions.astype(np.float64)
+
+
+def _added(first: tuple[np.ndarray, ...], second: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
+    """Leaves, counts and sums of both."""
+    leaf_ids, rows = np.unique(np.append(first[0], second[0]), return_inverse=True)
+    total = [np.zeros((len(leaf_ids), *part.shape[1:]), dtype=part.dtype) for part in first[1:]]
+    # Within either part no leaf comes twice.
+    for parts, at in ((first, rows[: len(first[0])]), (second, rows[len(first[0]) :])):
+        for whole, part in zip(total, parts[1:], strict=True):
+            whole[at] += part
+    return leaf_ids, *total

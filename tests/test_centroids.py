@@ -1,0 +1,232 @@
+"""Centroids of leaves: their distances by the definition, and the leaves that queries open by them."""
+
+import numpy as np
+import pytest
+
+from hqsearch import HierarchicalHashIndex
+from hqsearch import items as items_module
+from hqsearch.centroids import CentroidSums
+from hqsearch.codes import greedy_codes
+from hqsearch.items import FittedItems
+
+D, LEVELS = 5, 2
+
+
+def describe(n_items, seed, sparsity=1, dim=3):
+    """Random embeddings and level scores, and the codes of these."""
+    rng = np.random.default_rng(seed)
+    embedding = rng.normal(size=(n_items, dim)).astype(np.float32)
+    level_scores = rng.normal(size=(n_items, LEVELS, D)).astype(np.float32)
+    return embedding, level_scores, greedy_codes(level_scores, sparsity)
+
+
+def centroids_of(*blocks, branching_factor=D, n_levels=LEVELS):
+    sums = CentroidSums(branching_factor=branching_factor, n_levels=n_levels)
+    for block in blocks:
+        sums.add(*block)
+    return sums.finish()
+
+
+def unit(scores):
+    centred = scores.astype(np.float64) - scores.astype(np.float64).mean(-1, keepdims=True)
+    flat = centred.reshape(len(scores), -1)
+    return flat / np.linalg.norm(flat, axis=1, keepdims=True)
+
+
+def distances_by_definition(fitted, queries):
+    """Squared distances, (n_queries, n_leaves), and the leaves in ascending order."""
+    embedding, level_scores, codes = fitted
+    leaf_ids = np.unique(codes)
+    deviation = embedding - embedding.mean(0)
+    scale = 1 / np.sqrt((deviation.astype(np.float64) ** 2).sum(1).mean())
+    total = []
+    for leaf in leaf_ids:
+        members = (codes == leaf).any(1)
+        code = np.zeros((1, LEVELS, D))
+        code[0, 0, leaf // D] = code[0, 1, leaf % D] = 1
+        pairs = [
+            (unit(queries[1]), unit(code)[0]),
+            (unit(queries[1]), unit(level_scores[members]).mean(0)),
+            (queries[0] * scale, embedding[members].mean(0) * scale),
+        ]
+        total.append(sum(((ours - theirs) ** 2).sum(1) for ours, theirs in pairs))
+    return np.array(total).T, leaf_ids
+
+
+@pytest.mark.parametrize("sparsity", [1, 3])
+def test_leaves_are_ranked_by_the_sum_of_three_distances(sparsity):
+    fitted, queries = describe(300, 0, sparsity), describe(40, 1, sparsity)
+    expected, leaf_ids = distances_by_definition(fitted, queries)
+    centroids = centroids_of(fitted)
+    np.testing.assert_array_equal(centroids.leaf_ids, leaf_ids)
+    rows = centroids.nearest(*queries[:2], len(leaf_ids))
+    np.testing.assert_array_equal(rows, np.argsort(expected, axis=1, kind="stable"))
+    np.testing.assert_array_equal(centroids.nearest(*queries[:2], 2, n_jobs=2), rows[:, :2])
+
+
+def test_items_may_come_in_blocks():
+    fitted, queries = describe(300, 0, 2), describe(40, 1)
+    parts = [tuple(a[i : i + 70] for a in fitted) for i in range(0, 300, 70)]
+    whole, pieces = centroids_of(fitted), centroids_of(*parts)
+    np.testing.assert_array_equal(whole.leaf_ids, pieces.leaf_ids)
+    np.testing.assert_array_equal(whole.nearest(*queries[:2], 9), pieces.nearest(*queries[:2], 9))
+
+
+def test_units_and_offsets_do_not_count():
+    fitted, queries = describe(300, 0), describe(40, 1)
+    offsets = np.array([[[-2.0], [1.0]]], dtype=np.float32)
+
+    def changed(described):
+        embedding, level_scores, codes = described
+        return embedding * 64 + 8, level_scores * 32 + offsets, codes
+
+    ours = centroids_of(fitted).nearest(*queries[:2], 6)
+    theirs = centroids_of(changed(fitted)).nearest(*changed(queries)[:2], 6)
+    np.testing.assert_array_equal(ours, theirs)
+
+
+def test_equal_embeddings_equal_scores_and_huge_ones_are_no_trouble():
+    embedding, level_scores, codes = describe(50, 0)
+    rows = centroids_of((np.ones_like(embedding), level_scores, codes)).nearest(embedding, level_scores, 1)
+    # Their scores alone say where they belong.
+    assert (np.unique(codes)[rows] == codes).mean() > 0.8
+    flat = centroids_of((embedding, np.zeros_like(level_scores), codes))
+    assert flat.nearest(embedding, np.zeros_like(level_scores), 3).shape == (50, 3)
+    huge = level_scores * np.float32(1e30)
+    np.testing.assert_array_equal(
+        centroids_of((embedding, huge, codes)).nearest(embedding, huge, 3),
+        centroids_of((embedding, level_scores, codes)).nearest(embedding, level_scores, 3),
+    )
+
+
+def test_further_items_bring_their_leaves_and_move_no_centroid():
+    embedding, level_scores, codes = describe(300, 0)
+    early = codes[:, 0] < 15
+    first = (embedding[early], level_scores[early], codes[early])
+    before = centroids_of(first)
+    n_before = len(before.leaf_ids)
+    more = before.add(embedding, level_scores, codes)
+    assert len(before.leaf_ids) == n_before < len(more.leaf_ids) == len(np.unique(codes))
+    assert more.add(embedding, level_scores, codes) is more
+    queries = describe(40, 1)
+    np.testing.assert_array_equal(
+        more.nearest(*queries[:2], 4, allowed=np.arange(len(more.leaf_ids)) < n_before),
+        before.nearest(*queries[:2], 4),
+    )
+    late = codes[:, 0] >= 15
+    own = more.leaf_ids[more.nearest(embedding[late], level_scores[late], 1)]
+    assert (own == codes[late]).mean() > 0.5
+
+
+def search_by_definition(fitted, queries, live, k, n_probes):
+    """Positions of the k nearest live items in the nearest leaves that hold live ones."""
+    distances, leaf_ids = distances_by_definition(fitted, queries)
+    found, n_candidates = [], 0
+    for query, row in zip(queries[0], distances, strict=True):
+        candidates, opened = np.zeros(len(live), dtype=bool), 0
+        for leaf in leaf_ids[np.argsort(row, kind="stable")]:
+            if opened >= n_probes and candidates.sum() >= k:
+                break
+            here = (fitted[2] == leaf).any(1) & live
+            candidates |= here
+            opened += here.any()
+        positions = np.flatnonzero(candidates)
+        n_candidates += len(positions)
+        gaps = ((fitted[0][positions] - query) ** 2).sum(1)
+        found.append(positions[np.argsort(gaps, kind="stable")[:k]])
+    return np.array(found), n_candidates
+
+
+@pytest.mark.parametrize(
+    ("sparsity", "k", "n_probes"), [(1, 3, None), (1, 3, 4), (1, 60, 2), (3, 3, None), (3, 5, 7)]
+)
+def test_a_search_opens_the_nearest_leaves_that_hold_items(sparsity, k, n_probes):
+    fitted, queries = describe(300, 0, sparsity), describe(40, 1, sparsity)
+    items = FittedItems.from_blocks([fitted], branching_factor=D, n_levels=LEVELS)
+    n_opened = sparsity if n_probes is None else n_probes
+    live = np.ones(300, dtype=bool)
+    for _ in range(3):
+        expected, n_candidates = search_by_definition(fitted, queries, live, k, n_opened)
+        result = items.search(queries, k, n_probes=n_probes)
+        np.testing.assert_array_equal(result.positions, expected)
+        assert (result.stats.candidates, result.stats.empty_leaves) == (n_candidates, 0)
+        # Empty the leaves that most queries open: they are passed by.
+        busiest = np.bincount(fitted[2][expected[:, 0]].ravel()).argmax()
+        gone = np.flatnonzero((fitted[2] == busiest).any(1) & live)
+        live[gone] = False
+        items = items.remove(gone)
+    masked = FittedItems.from_blocks([fitted], branching_factor=D, n_levels=LEVELS)
+    np.testing.assert_array_equal(
+        masked.search(queries, k, n_probes=n_probes, allowed=live).positions,
+        items.search(queries, k, n_probes=n_probes).positions,
+    )
+
+
+def test_a_query_that_is_an_item_leaves_itself_out_and_still_finds_enough():
+    fitted = describe(300, 0)
+    items = FittedItems.from_blocks([fitted], branching_factor=D, n_levels=LEVELS)
+    result = items.search(fitted, 20, exclude=np.arange(300))
+    assert result.n_found == 20
+    assert not (result.positions == np.arange(300)[:, None]).any()
+    # Leaves by their centroids to the last, none by its scores.
+    assert result.stats.empty_leaves == 0
+
+
+def test_a_radius_search_opens_the_same_leaves():
+    fitted, queries = describe(300, 0), describe(40, 1)
+    items = FittedItems.from_blocks([fitted], branching_factor=D, n_levels=LEVELS)
+    within = items.radius_search(queries, 1e6, n_probes=2)
+    _, n_candidates = search_by_definition(fitted, queries, np.ones(300, bool), 0, 2)
+    assert within.indptr[-1] == within.stats.candidates == n_candidates
+
+
+def test_what_the_scores_confuse_the_embedding_tells_apart():
+    # Two groups of points far apart; the scores of some queries say the other group.
+    rng = np.random.default_rng(0)
+    y = np.arange(200) % 2
+    embedding = (10 * y[:, None] + rng.normal(size=(200, 2))).astype(np.float32)
+    level_scores = np.eye(D, dtype=np.float32)[y][:, None].repeat(LEVELS, 1)
+    fitted = (embedding, level_scores, greedy_codes(level_scores, 1))
+    items = FittedItems.from_blocks([fitted], branching_factor=D, n_levels=LEVELS)
+    wrong = np.zeros((20, LEVELS, D), dtype=np.float32)
+    wrong[:, :, 0], wrong[:, :, 1] = 1.0, 0.9
+    queries = (embedding[y == 1][:20], wrong, greedy_codes(wrong, 1))
+    assert (y[items.search(queries, 5).positions] == 1).all()
+    assert (y[items.search(queries, 5, probing="best_first").positions] == 0).all()
+
+
+def test_a_tree_of_many_buckets_has_no_centroids_and_is_probed_best_first(monkeypatch):
+    fitted, queries = describe(300, 0), describe(40, 1)
+    monkeypatch.setattr(items_module, "MOST_BUCKETS", D * LEVELS - 1)
+    items = FittedItems.from_blocks([fitted], branching_factor=D, n_levels=LEVELS)
+    assert items.centroids is None
+    np.testing.assert_array_equal(
+        items.search(queries, 5, n_probes=3).positions,
+        items.search(queries, 5, n_probes=3, probing="best_first").positions,
+    )
+    more = items.add(*queries, None)
+    assert more.centroids is None
+    assert more.table.n_items == 340
+
+
+def test_an_index_probes_by_centroids_unless_told_otherwise(grid_encoder):
+    points = np.random.default_rng(0).uniform(-0.5, 3.5, (400, 2))
+    index = HierarchicalHashIndex(grid_encoder()).fit(points)
+    by_default = index.kneighbors(points, 40, n_probes=2)[1]
+    encoder = index.encoder_
+    described = encoder.embed(points), encoder.level_scores(points), encoder.encode(points)
+    expected = index._items.search(described, 40, n_probes=2, probing="centroids").positions
+    np.testing.assert_array_equal(by_default, expected)
+    own = index.set_params(probing="best_first").kneighbors(points, 40, n_probes=2)[1]
+    np.testing.assert_array_equal(own, index.table_.search(*described, 40, n_probes=2).positions)
+    assert (own != by_default).any()
+
+
+def test_lists_for_faiss_are_those_of_the_search(grid_encoder):
+    points = np.random.default_rng(0).uniform(-0.5, 3.5, (400, 2))
+    index = HierarchicalHashIndex(grid_encoder(), sparsity=2).fit(points)
+    for n_probes in (None, 5):
+        _, lists = index.faiss_lists(points[:50], 3, n_probes=n_probes)
+        _, _, stats = index.kneighbors(points[:50], 3, n_probes=n_probes, return_stats=True)
+        sizes = np.append(index.table_._directory.cell_live, 0)
+        assert sizes[lists].sum() == stats.candidates
