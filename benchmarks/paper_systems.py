@@ -27,8 +27,13 @@ faiss.omp_set_num_threads(1)
 KS = (1, 4, 16)
 PROBES = (1, 2, 4, 8, 16, 32, 64, 128)
 EFS = (16, 32, 64, 128, 256)
-# The index's default, and the papers' order: what is added to a system's name.
+# The index's defaults, and the papers' way: what is added to a system's name.
 PROBINGS = {"centroids": "", "best_first": ", own leaves"}
+
+
+def listing_of(probing, base, places):
+    """Where items are listed: by default by centroids, unless the encoder was fitted on them."""
+    return "codes" if probing == "best_first" or base == places.fitted_on else "centroids"
 
 
 class Embedded(BaseEstimator):
@@ -51,6 +56,7 @@ class Places:
         self.parts = {"gallery": task.gallery_X, "query": task.query_X}
         self.labels = {"gallery": task.gallery_y, "query": task.query_y}
         self.directions = {"test->train": "gallery", "test->test": "query"}
+        self.fitted_on = "gallery" if task.gallery_X is task.X else None
 
     def apply(self, function):
         """Apply a function to both parts; return the results, and the query part's microseconds an item."""
@@ -95,13 +101,16 @@ def search_codes(system, sparsity, encoder, described, encode_us, places, *, cur
         One record for each direction and probing.
     """
     for direction, base in places.directions.items():
-        items = FittedItems.from_blocks(
-            [described[base]], branching_factor=encoder.branching_factor, n_levels=encoder.n_levels
-        )
         codes = described[base][2]
         own = np.arange(len(codes)) if base == "query" else None
         y, base_y = places.labels["query"], places.labels[base]
         for probing, suffix in PROBINGS.items():
+            items = FittedItems.from_blocks(
+                [described[base]],
+                branching_factor=encoder.branching_factor,
+                n_levels=encoder.n_levels,
+                listing=listing_of(probing, base, places),
+            )
             if probing == "centroids" and items.centroids is None:
                 continue
 
@@ -117,7 +126,7 @@ def search_codes(system, sparsity, encoder, described, encode_us, places, *, cur
                 found = ask(k)
                 search_us = 1e6 * (time.perf_counter() - started) / len(y)
                 record |= measure(y, base_y[found.positions], (k,)) | {f"SUF@{k}": found.stats.suf()}
-            record |= {"us": encode_us + search_us, "NMI": bucket_nmi(codes, base_y)}
+            record |= {"us": encode_us + search_us, "NMI": bucket_nmi(items.table.stored_codes(), base_y)}
             if curve:
                 record["curve"] = _curve(ask, y, base_y)
             yield record

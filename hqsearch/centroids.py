@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
 
@@ -10,6 +11,10 @@ import numpy as np
 import scipy.sparse as sp
 
 from hqsearch.search import LeafTable
+
+# How often items and centroids take turns to move, and the share of the items that may move in the last turn.
+N_ROUNDS, SETTLED_SHARE = 5, 0.005
+_BLOCK = 16384
 
 
 class LeafCentroids:
@@ -61,12 +66,12 @@ class LeafCentroids:
         for level in range(self._n_levels):
             digits = leaf_ids // d ** (self._n_levels - 1 - level) % d
             scores[np.arange(len(leaf_ids)), level, digits] = 1
-        return _directions(scores)
+        return level_directions(scores)
 
-    def _query_vectors(self, embedding: np.ndarray, level_scores: np.ndarray) -> np.ndarray:
+    def _query_vectors(self, embedding: np.ndarray, directions: np.ndarray) -> np.ndarray:
         n_scores = self._n_levels * self._branching_factor
         vectors = np.zeros((len(embedding), n_scores + embedding.shape[1] + 1), dtype=np.float32)
-        np.multiply(_directions(level_scores), math.sqrt(2), out=vectors[:, :n_scores])
+        np.multiply(directions, np.float32(math.sqrt(2)), out=vectors[:, :n_scores])
         np.multiply(embedding, np.float32(self._scale), out=vectors[:, n_scores:-1])
         return vectors
 
@@ -87,7 +92,9 @@ class LeafCentroids:
         if not new.any():
             return self
         rows, columns = np.nonzero(new)
-        sums = _leaf_sums(embedding[rows], _directions(level_scores[rows]), codes[rows, columns][:, None])
+        sums = _leaf_sums(
+            embedding[rows], level_directions(level_scores[rows]), codes[rows, columns][:, None]
+        )
         vectors = self._place(*sums)
         more = type(self).__new__(type(self))
         vars(more).update(self.__getstate__())
@@ -127,11 +134,83 @@ class LeafCentroids:
         ValueError
             If a number is NaN or infinite.
         """
-        vectors = self._query_vectors(embedding, level_scores)
+        return self._nearest(embedding, level_directions(level_scores), n_leaves, allowed, n_jobs)
+
+    def _nearest(
+        self,
+        embedding: np.ndarray,
+        directions: np.ndarray,
+        n_leaves: int,
+        allowed: np.ndarray | None = None,
+        n_jobs: int | None = None,
+    ) -> np.ndarray:
+        vectors = self._query_vectors(embedding, directions)
         no_scores = np.zeros((len(vectors), 1, 1), dtype=np.float32)
         root = np.zeros((len(vectors), 1), dtype=np.int64)
         found = self._vectors.search(vectors, no_scores, root, n_leaves, allowed=allowed, n_jobs=n_jobs)
         return found.positions
+
+    def refine(
+        self, embedding: np.ndarray, directions: np.ndarray, codes: np.ndarray, n_jobs: int | None = None
+    ) -> tuple[LeafCentroids, np.ndarray]:
+        """List items in their nearest leaves instead of those of their codes, as k-means does.
+
+        The leaves of the codes are where it starts: items move to the nearest centroids, centroids to the
+        mean of their items, up to `N_ROUNDS` times; a leaf that loses all its items is gone.
+
+        Parameters
+        ----------
+        embedding : ndarray of shape (n_items, embedding_dim), dtype float32
+            The items that these centroids were made of.
+        directions : ndarray of shape (n_items, n_levels * branching_factor), dtype float16
+            Their level scores, see `CentroidSums`.
+        codes : ndarray of shape (n_items, sparsity), dtype int64
+            Their leaves.
+        n_jobs : int or None, default=None
+            Threads, as in joblib.
+
+        Returns
+        -------
+        centroids : LeafCentroids
+            Of the leaves as they are then.
+        codes : ndarray of shape (n_items, sparsity), dtype int64
+            The leaves that each item is listed in, nearest first.
+        """
+        centroids = self
+        for _ in range(N_ROUNDS):
+            listed = centroids.list_items(embedding, directions, codes, n_jobs)
+            n_moved = np.count_nonzero((np.sort(listed, 1) != np.sort(codes, 1)).any(1))
+            codes = listed
+            sums: tuple[np.ndarray, ...] | None = None
+            for block in _blocks(len(codes)):
+                part = _leaf_sums(embedding[block], directions[block], codes[block])
+                sums = part if sums is None else _added(sums, part)
+            assert sums is not None
+            centroids = centroids._with(sums[0], centroids._place(*sums))
+            if n_moved <= SETTLED_SHARE * len(codes):
+                break
+        return centroids, codes
+
+    def list_items(
+        self, embedding: np.ndarray, directions: np.ndarray, codes: np.ndarray, n_jobs: int | None = None
+    ) -> np.ndarray:
+        """Leaves nearest to each item, as many as its code has: of `codes`' shape and dtype."""
+        width = codes.shape[1]
+        if width > len(self.leaf_ids):
+            return codes
+        listed = np.empty_like(codes)
+        for block in _blocks(len(codes)):
+            rows = self._nearest(embedding[block], directions[block], width, n_jobs=n_jobs)
+            listed[block] = self.leaf_ids[rows]
+        return listed
+
+    def _with(self, leaf_ids: np.ndarray, vectors: np.ndarray) -> LeafCentroids:
+        """Other leaves of the same tree, in the same units."""
+        other = LeafCentroids.__new__(LeafCentroids)
+        root = np.zeros((len(vectors), 1), dtype=np.int64)
+        table = LeafTable.build(vectors, root, branching_factor=1, n_levels=1)
+        vars(other).update(self.__getstate__(), leaf_ids=leaf_ids, _vectors=table)
+        return other
 
     def rows_of(self, leaf_ids: np.ndarray) -> np.ndarray:
         """Row of each leaf id, all of which are there (int64)."""
@@ -142,7 +221,7 @@ class LeafCentroids:
         return np.argsort(self.leaf_ids, kind="stable")
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in LeafCentroids.__annotations__}
+        return {name: getattr(self, name, None) for name in LeafCentroids.__annotations__}
 
 
 class CentroidSums:
@@ -152,10 +231,13 @@ class CentroidSums:
     ----------
     branching_factor, n_levels : int
         Shape of the tree.
+    keep : bool, default=False
+        Whether to hold what `directions` returns, two bytes for each bucket and item.
     """
 
-    def __init__(self, *, branching_factor: int, n_levels: int):
+    def __init__(self, *, branching_factor: int, n_levels: int, keep: bool = False):
         self.branching_factor = branching_factor
+        self._kept: list[np.ndarray] | None = [] if keep else None
         self.n_levels = n_levels
         self._sums: tuple[np.ndarray, ...] | None = None
         self._n_items = 0
@@ -174,7 +256,10 @@ class CentroidSums:
         codes : ndarray of shape (n_items, sparsity), dtype int64
             Their leaves; an item counts in each of them.
         """
-        part = _leaf_sums(embedding, _directions(level_scores), codes)
+        directions = level_directions(level_scores)
+        if self._kept is not None:
+            self._kept.append(directions.astype(np.float16))
+        part = _leaf_sums(embedding, directions, codes)
         self._sums = part if self._sums is None else _added(self._sums, part)
         self._n_items += len(embedding)
         self._total = self._total + embedding.sum(0, dtype=np.float64)
@@ -192,14 +277,20 @@ class CentroidSums:
         alike = spread <= 1e-12 * self._squares / n_items
         centroids._scale = 1.0 if alike else 1 / math.sqrt(spread)
         centroids._n_levels, centroids._branching_factor = self.n_levels, self.branching_factor
-        centroids.leaf_ids = self._sums[0]
-        vectors = centroids._place(*self._sums)
-        root = np.zeros((len(vectors), 1), dtype=np.int64)
-        centroids._vectors = LeafTable.build(vectors, root, branching_factor=1, n_levels=1)
-        return centroids
+        return centroids._with(self._sums[0], centroids._place(*self._sums))
+
+    def directions(self) -> np.ndarray:
+        """Level scores of all items, centred and of unit length: float16, (n_items, n_levels * d)."""
+        assert self._kept is not None
+        return np.concatenate(self._kept)
 
 
-def _directions(level_scores: np.ndarray) -> np.ndarray:
+def _blocks(n_items: int) -> Iterator[slice]:
+    for start in range(0, n_items, _BLOCK):
+        yield slice(start, start + _BLOCK)
+
+
+def level_directions(level_scores: np.ndarray) -> np.ndarray:
     """Level scores centred at each level, then as vectors of unit length; zero where all are equal."""
     centred = level_scores - level_scores.mean(2, keepdims=True)
     flat = centred.reshape(len(level_scores), -1)

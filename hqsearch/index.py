@@ -24,7 +24,7 @@ from sklearn.utils.validation import (
 )
 
 from hqsearch.encoder import HierarchicalHashEncoder
-from hqsearch.items import PROBINGS, FittedItems, IndexState
+from hqsearch.items import LISTINGS, PROBINGS, FittedItems, IndexState
 from hqsearch.metrics import precision_at_k
 from hqsearch.persistence import SaveMixin, load_estimator
 from hqsearch.search import LeafTable, SearchStats
@@ -63,6 +63,11 @@ class HierarchicalHashIndex(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transfor
         never visited. With the others its own code comes first, even where it is empty, and further leaves
         follow by the sum of their level scores ("best_first"), or in the papers' order, every leaf under the
         best parent before the second parent ("lexicographic").
+    listing : {"auto", "codes", "centroids"}, default="auto"
+        Which leaves items are listed in: those of their codes, or those whose centroids are nearest, which
+        starts with the codes and moves items and centroids in turns, as k-means does. "auto" lists by centroids
+        where the encoder is frozen and `probing="centroids"`: the items may then be of classes that it has
+        not seen, whose codes scatter. Else it lists by codes.
     storage : {"float32", "float16", "int8"}, default="float32"
         How embedding vectors are kept.
     radius : float, default=1.0
@@ -131,6 +136,7 @@ class HierarchicalHashIndex(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transfor
         "n_probes": [None, Interval(Integral, 1, None, closed="left")],
         "mode": [StrOptions({"distance", "connectivity"})],
         "probing": [StrOptions(set(PROBINGS))],
+        "listing": [StrOptions({"auto", *LISTINGS})],
         "storage": [StrOptions({"float32", "float16", "int8"})],
         "radius": [Interval(Real, 0, None, closed="left")],
         "n_jobs": [None, Integral],
@@ -146,6 +152,7 @@ class HierarchicalHashIndex(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transfor
         n_probes: int | None = None,
         mode: str = "distance",
         probing: str = "centroids",
+        listing: str = "auto",
         storage: str = "float32",
         radius: float = 1.0,
         n_jobs: int | None = None,
@@ -157,6 +164,7 @@ class HierarchicalHashIndex(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transfor
         self.n_probes = n_probes
         self.mode = mode
         self.probing = probing
+        self.listing = listing
         self.storage = storage
         self.radius = radius
         self.n_jobs = n_jobs
@@ -193,9 +201,18 @@ class HierarchicalHashIndex(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transfor
             n_levels=self.encoder_.n_levels,
             storage=self.storage,
             labels=labels,
+            listing=self._resolve_listing(),
+            n_jobs=self.n_jobs,
         )
         self._state = IndexState()
         return self
+
+    def _resolve_listing(self) -> str:
+        """Say which leaves items are listed in: a frozen encoder may never have seen the like of them."""
+        if self.listing != "auto":
+            return self.listing
+        adapts = isinstance(self.encoder, FrozenEstimator) and self.probing == "centroids"
+        return "centroids" if adapts else "codes"
 
     @staticmethod
     def _check_labels(X: Any, y: Any) -> np.ndarray | None:

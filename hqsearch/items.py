@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from hqsearch.centroids import CentroidSums, LeafCentroids
+from hqsearch.centroids import CentroidSums, LeafCentroids, level_directions
 from hqsearch.codes import CellScores
 from hqsearch.search import LeafTable, RadiusResult, SearchResult, SearchStats
 
@@ -18,6 +18,7 @@ from hqsearch.search import LeafTable, RadiusResult, SearchResult, SearchStats
 Described = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 PROBINGS = ("centroids", "best_first", "lexicographic")
+LISTINGS = ("codes", "centroids")
 # Level scores of larger trees would make the centroids larger than the items.
 MOST_BUCKETS = 1024
 # Leaves that are ranked in search of enough candidates; the table opens further ones by their scores.
@@ -39,12 +40,15 @@ class FittedItems:
         Where the leaves are; None for a tree of more than `MOST_BUCKETS` buckets in all its levels.
     label_parts : tuple of ndarray, or None
         Labels by position, in a few parts, the earlier ones the larger; None when some item came without.
+    listing : {"codes", "centroids"}
+        Which leaves items are listed in: those of their codes, or those of the nearest centroids.
     """
 
     table: LeafTable
     cell_scores: CellScores
     centroids: LeafCentroids | None
     label_parts: tuple[np.ndarray, ...] | None
+    listing: str = "codes"
 
     @classmethod
     def from_blocks(
@@ -55,6 +59,8 @@ class FittedItems:
         n_levels: int,
         storage: str = "float32",
         labels: np.ndarray | None = None,
+        listing: str = "codes",
+        n_jobs: int | None = None,
     ) -> FittedItems:
         """List items that come block by block, because level scores of a million of them are gigabytes.
 
@@ -66,33 +72,43 @@ class FittedItems:
             As in `LeafTable.build`.
         labels : ndarray of shape (n_items,), default=None
             Their labels.
+        listing : {"codes", "centroids"}, default="codes"
+            Which leaves items are listed in. "centroids" starts with those of the codes, see
+            `LeafCentroids.refine`; without centroids the codes stay.
+        n_jobs : int or None, default=None
+            Threads that look for the nearest centroids, as in joblib.
 
         Returns
         -------
         FittedItems
         """
-        embeddings, codes = [], []
-        ranked = branching_factor * n_levels <= MOST_BUCKETS
-        centroids = CentroidSums(branching_factor=branching_factor, n_levels=n_levels) if ranked else None
+        shape = {"branching_factor": branching_factor, "n_levels": n_levels}
+        has_centroids = branching_factor * n_levels <= MOST_BUCKETS
+        refined = listing == "centroids" and has_centroids
+        sums = CentroidSums(**shape, keep=refined) if has_centroids else None
+        parts: list[tuple[np.ndarray, np.ndarray]] = []
 
         def pass_on() -> Iterator[tuple[np.ndarray, np.ndarray]]:
             for embedding, level_scores, code in blocks:
-                embeddings.append(embedding)
-                codes.append(code)
-                if centroids is not None:
-                    centroids.add(embedding, level_scores, code)
+                parts.append((embedding, code))
+                if sums is not None:
+                    sums.add(embedding, level_scores, code)
                 yield code, level_scores
 
         cell_scores = CellScores.from_blocks(pass_on())
-        table = LeafTable.build(
-            np.concatenate(embeddings),
-            np.concatenate(codes),
-            branching_factor=branching_factor,
-            n_levels=n_levels,
-            storage=storage,
-        )
-        parts = None if labels is None else (labels,)
-        return cls(table, cell_scores, None if centroids is None else centroids.finish(), parts)
+        embedding, codes = (np.concatenate(column) for column in zip(*parts, strict=True))
+        centroids = None if sums is None else sums.finish()
+        if refined and len(codes):
+            assert sums is not None
+            assert centroids is not None
+            directions = sums.directions()
+            centroids, codes = centroids.refine(embedding, directions, codes, n_jobs)
+            cell_scores = CellScores.from_blocks(
+                (codes[start : start + _BLOCK], _as_scores(directions[start : start + _BLOCK], n_levels))
+                for start in range(0, len(codes), _BLOCK)
+            )
+        table = LeafTable.build(embedding, codes, **shape, storage=storage)
+        return cls(table, cell_scores, centroids, None if labels is None else (labels,), listing)
 
     @property
     def labels(self) -> np.ndarray | None:
@@ -102,7 +118,7 @@ class FittedItems:
         return self.label_parts[0] if len(self.label_parts) == 1 else np.concatenate(self.label_parts)
 
     def __getstate__(self) -> dict[str, Any]:
-        names = ("table", "cell_scores", "centroids", "labels")
+        names = ("table", "cell_scores", "centroids", "labels", "listing")
         return {name: getattr(self, name) for name in names}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -111,7 +127,7 @@ class FittedItems:
         vars(self).update(table=state["table"], cell_scores=state["cell_scores"], label_parts=parts)
         # Written before there were centroids: made anew.
         centroids = state["centroids"] if "centroids" in state else self._make_centroids()
-        vars(self).update(centroids=centroids)
+        vars(self).update(centroids=centroids, listing=state.get("listing", "codes"))
 
     def _make_centroids(self) -> LeafCentroids | None:
         table = self.table
@@ -253,12 +269,16 @@ class FittedItems:
             # As a binary counter carries, so that an item is copied a few times, however singly items come.
             while len(parts) > 1 and len(parts[-2]) <= 2 * len(parts[-1]):
                 parts = (*parts[:-2], np.concatenate(parts[-2:]))
-        table = self.table.add(embedding, codes)
-        self.cell_scores.add(codes, level_scores)
         centroids = self.centroids
         if centroids is not None:
             centroids = centroids.add(embedding, level_scores, codes)
-        return FittedItems(table, self.cell_scores, centroids, parts)
+            if self.listing == "centroids":
+                directions = level_directions(level_scores)
+                codes = centroids.list_items(embedding, directions, codes)
+                level_scores = _as_scores(directions, self.table.n_levels)
+        table = self.table.add(embedding, codes)
+        self.cell_scores.add(codes, level_scores)
+        return replace(self, table=table, centroids=centroids, label_parts=parts)
 
     def remove(self, positions: np.ndarray) -> FittedItems:
         """Take items out; their positions stay vacant."""
@@ -269,7 +289,12 @@ class FittedItems:
         left = self.table.live_positions()
         labels = self.labels
         parts = None if labels is None else (labels[left],)
-        return FittedItems(self.table.compact(), self.cell_scores, self.centroids, parts)
+        return replace(self, table=self.table.compact(), label_parts=parts)
+
+
+def _as_scores(directions: np.ndarray, n_levels: int) -> np.ndarray:
+    """Directions as level scores: (n_items, n_levels, d), float32."""
+    return directions.astype(np.float32).reshape(len(directions), n_levels, -1)
 
 
 class IndexState:

@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+from sklearn.frozen import FrozenEstimator
+from sklearn.neighbors import NearestNeighbors
 
 from hqsearch import HierarchicalHashIndex
 from hqsearch import items as items_module
@@ -230,3 +232,92 @@ def test_lists_for_faiss_are_those_of_the_search(grid_encoder):
         _, _, stats = index.kneighbors(points[:50], 3, n_probes=n_probes, return_stats=True)
         sizes = np.append(index.table_._directory.cell_live, 0)
         assert sizes[lists].sum() == stats.candidates
+
+
+def refined(fitted):
+    return FittedItems.from_blocks(
+        [tuple(a[i : i + 70] for a in fitted) for i in range(0, len(fitted[0]), 70)],
+        branching_factor=D, n_levels=LEVELS, listing="centroids",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("sparsity", [1, 3])
+def test_items_listed_by_centroids_are_in_their_nearest_leaves(sparsity):
+    fitted = describe(300, 0, sparsity)
+    items = refined(fitted)
+    codes = items.table.stored_codes()
+    distances, leaf_ids = distances_by_definition((*fitted[:2], codes), fitted)
+    nearest = np.sort(leaf_ids[np.argsort(distances, 1)[:, :sparsity]], 1)
+    # After five turns hardly any item wants to move.
+    assert (nearest == codes).all(1).mean() > 0.9
+    assert (nearest == np.sort(fitted[2], 1)).all(1).mean() < 0.8
+    # A leaf is where its items are.
+    rows = items.centroids.nearest(*fitted[:2], len(leaf_ids))
+    np.testing.assert_array_equal(items.centroids.leaf_ids, leaf_ids)
+    np.testing.assert_array_equal(rows[:, 0], np.argmin(distances, 1))
+
+
+def test_listing_by_centroids_gathers_what_codes_scatter():
+    # Three groups that the encoder was not trained on: their scores say little, and noisily.
+    rng = np.random.default_rng(0)
+    y = np.arange(600) % 3
+    embedding = (3 * np.eye(3, 8)[y] + 0.5 * rng.normal(size=(600, 8))).astype(np.float32)
+    level_scores = rng.normal(size=(600, LEVELS, D)).astype(np.float32)
+    described = (embedding, level_scores, greedy_codes(level_scores, 1))
+    fitted, queries = (tuple(a[part] for a in described) for part in (slice(500), slice(500, 600)))
+    by_codes = FittedItems.from_blocks([fitted], branching_factor=D, n_levels=LEVELS)
+
+    def precision(items):
+        found = items.search(queries, 10)
+        return (y[found.positions] == y[500:, None]).mean(), found.stats.suf()
+
+    ours, our_suf = precision(refined(fitted))
+    theirs, _ = precision(by_codes)
+    assert ours > 0.95 > 0.85 > theirs
+    assert our_suf > 10
+
+
+def test_items_added_to_leaves_by_centroids_go_to_the_nearest():
+    fitted, more = describe(300, 0), describe(50, 3)
+    items = refined(fitted)
+    own = items.search(more, 1)
+    added = items.add(*more, None)
+    codes = added.table.stored_codes()[300:]
+    leaf_ids = added.centroids.leaf_ids
+    np.testing.assert_array_equal(codes, leaf_ids[added.centroids.nearest(*more[:2], 1)])
+    # Items that were there stay where they were, and are found there.
+    np.testing.assert_array_equal(added.table.stored_codes()[:300], items.table.stored_codes())
+    np.testing.assert_array_equal(added.remove(np.arange(300, 350)).search(more, 1).positions, own.positions)
+    assert added.search(more, 1).positions[:, 0].tolist() == list(range(300, 350))
+    # The items themselves may be queries, the added ones too.
+    for positions, described in added.own_queries():
+        found = added.search(described, 3, exclude=positions)
+        assert found.n_found == 3
+
+
+def test_fewer_leaves_than_an_item_needs_stay_as_they_are():
+    embedding, level_scores, _ = describe(20, 0)
+    codes = np.tile([[3, 7, 9]], (20, 1))
+    items = refined((embedding, level_scores, codes))
+    assert len(items.table.occupied_leaves()) == 3
+    np.testing.assert_array_equal(items.table.stored_codes(), codes)
+
+
+@pytest.mark.parametrize(("listing", "frozen", "by_codes"), [
+    ("auto", False, True), ("auto", True, False), ("codes", True, True), ("centroids", False, False),
+])  # fmt: skip
+def test_an_index_lists_by_centroids_over_a_frozen_encoder(grid_encoder, listing, frozen, by_codes):
+    points = np.random.default_rng(0).uniform(-0.5, 3.5, (400, 2))
+    encoder = grid_encoder()
+    if frozen:
+        encoder.fitted_ = True
+        encoder = FrozenEstimator(encoder)
+    index = HierarchicalHashIndex(encoder, listing=listing).fit(points)
+    assert (index.table_.stored_codes() == index.encoder_.encode(points)).all() == by_codes
+    found = index.kneighbors(points, 3, n_probes=100, return_distance=False)
+    expected = NearestNeighbors(n_neighbors=3).fit(points).kneighbors(points, return_distance=False)
+    np.testing.assert_array_equal(found, expected)
+    assert index.kneighbors(n_neighbors=3)[1].shape == (400, 3)
+    # Who opens the leaves of a query's code looks for items in those of theirs.
+    index = HierarchicalHashIndex(encoder, probing="best_first").fit(points)
+    np.testing.assert_array_equal(index.table_.stored_codes(), index.encoder_.encode(points))
