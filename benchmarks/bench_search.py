@@ -16,8 +16,10 @@ the glyphs of ``--glyph100`` (queries are glyphs of font families that training 
 takes minutes, so ``--cache`` keeps what the encoder made of them.
 
 The peers see the same vectors; IVF indexes have as many lists as there are classes, trained by faiss on the
-items themselves, and every peer is swept over its own parameter. "At equal precision" compares our default
-(own leaves only) with the peer's fastest setting whose precision@16 is at most 0.005 lower or, where none
+items themselves, and every peer is swept over its own parameter. Ours are a table, asked for the leaves of
+the queries' codes (`probing="best_first"` of an index), and "hqsearch, centroids", the items of an index with
+its default probing, which ranks all leaves first. "At equal precision" compares either, opening as many
+leaves as a code has, with the peer's fastest setting whose precision@16 is at most 0.005 lower or, where none
 gets there, with its most precise one. A method answers as many of the queries as it can in about a second,
 timings alternate between the methods within a run, and medians are reported, because machines are shared.
 """
@@ -38,12 +40,14 @@ from search_data import NOISE, digits_data, glyph_data, make_data, simulate_enco
 from search_peers import build_peer
 from search_report import write_results
 
+from hqsearch.items import FittedItems
 from hqsearch.search import LeafTable
 
 RESULTS = Path(__file__).parent / "results"
 K = 16
 BURST = 20
 STORAGES = ("float32", "float16", "int8")
+CENTROIDS = "hqsearch, centroids"
 FEW = ["faiss Flat", "faiss IVF-Flat", "hnswlib"]
 EVERY = [*FEW, "faiss IVF-PQ", "pynndescent", "sklearn brute", "sklearn ball tree"]
 
@@ -87,7 +91,25 @@ def our_methods(data, codes, sparsity, threads):
         name = "hqsearch" if storage == "float32" else f"hqsearch {storage}"
         for n_probes in (None, 4, 8) if storage == "float32" else (None,):
             methods.append(Method(name, n_probes, search, seconds, table.nbytes, sparsity))
+    if "describe_items" in codes:
+        methods += centroid_methods(data, codes, sparsity, threads)
     return methods
+
+
+def centroid_methods(data, codes, sparsity, threads):
+    """Build the items of an index, which ranks all leaves by their centroids before it opens some."""
+    start = time.perf_counter()
+    items = FittedItems.from_blocks(codes["describe_items"](), branching_factor=codes["factor"], n_levels=2)
+    seconds = time.perf_counter() - start
+
+    def search(rows, n_probes):
+        described = data["queries"][rows], codes["scores"][rows], codes["query_codes"][rows]
+        return items.search(described, K, n_probes=n_probes, n_jobs=threads)
+
+    search(slice(0, 300), None)
+    search(slice(0, 1), None)
+    n_bytes = items.table.nbytes + items.centroids.nbytes
+    return [Method(CENTROIDS, n_probes, search, seconds, n_bytes, sparsity) for n_probes in (None, 4)]
 
 
 def peer_methods(data, names, n_lists, threads):
@@ -160,9 +182,9 @@ def measure(data, methods, sizes):
     return records
 
 
-def compare(records, sparsity):
-    """Set our default at one sparsity against each peer at equal precision; return ratios."""
-    ours = next(r for r in records if r["method"] == "hqsearch" and r["sparsity"] == sparsity)
+def compare(records, sparsity, method):
+    """Set one of our methods at one sparsity against each peer at equal precision; return ratios."""
+    ours = next(r for r in records if r["method"] == method and r["sparsity"] == sparsity)
     verdict = {}
     for name in dict.fromkeys(r["method"] for r in records if not r["method"].startswith("hqsearch")):
         rows = [r for r in records if r["method"] == name]
@@ -179,7 +201,7 @@ def compare(records, sparsity):
             "fastest_setting_ratio": ours["queries_per_second"] / max(r["queries_per_second"] for r in rows),
         }  # fmt: skip
     verdict["faiss Flat"]["share_of_suf"] = verdict["faiss Flat"]["throughput_ratio"] / ours["suf"]
-    return {"sparsity": sparsity, "suf": ours["suf"], "peers": verdict}
+    return {"method": method, "sparsity": sparsity, "suf": ours["suf"], "peers": verdict}
 
 
 def measure_set(title, data, coded, names, n_lists, sizes, threads):
@@ -190,7 +212,13 @@ def measure_set(title, data, coded, names, n_lists, sizes, threads):
     records = measure(data, methods, sizes)
     return {
         "title": title, "n_items": len(data["vectors"]), "embedding_dim": data["vectors"].shape[1],
-        "records": records, "comparison": [compare(records, sparsity) for sparsity in coded],
+        "records": records,
+        "comparison": [
+            compare(records, sparsity, name)
+            for name in ("hqsearch", CENTROIDS)
+            if any(r["method"] == name for r in records)
+            for sparsity in coded
+        ],
     }  # fmt: skip
 
 

@@ -54,13 +54,23 @@ def simulate_encoder(data, sparsity, seed):
             codes[flipped, -1] = other[flipped]
         return codes
 
+    def score(codes):
+        scores = rng.random((len(codes), 2, factor), dtype=np.float32)
+        rows = np.arange(len(codes))
+        scores[rows, 0, codes[:, 0] // factor] += 1
+        scores[rows[:, None], 1, codes % factor] += 1
+        return scores
+
+    def describe_items(size=16_384):
+        for start in range(0, len(codes), size):
+            block = slice(start, start + size)
+            yield data["vectors"][block], score(codes[block]), codes[block]
+
     codes, query_codes = code(data["coded_as"]), code(data["query_coded_as"])
-    n_queries = len(query_codes)
-    scores = rng.random((n_queries, 2, factor), dtype=np.float32)
-    rows = np.arange(n_queries)
-    scores[rows, 0, query_codes[:, 0] // factor] += 1
-    scores[rows[:, None], 1, query_codes % factor] += 1
-    return {"codes": codes, "query_codes": query_codes, "scores": scores, "factor": factor}
+    return {
+        "codes": codes, "query_codes": query_codes, "scores": score(query_codes), "factor": factor,
+        "describe_items": describe_items,
+    }  # fmt: skip
 
 
 def encode_data(encoder, items, labels, queries, query_labels, cache):

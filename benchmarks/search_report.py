@@ -42,14 +42,15 @@ def summary_rows(result):
             ivf = peers.get("faiss IVF-Flat")
             latency = None if ivf is None else f"{ivf['latency_ratio']:.2f}"
             share = f"{peers['faiss Flat']['share_of_suf']:.2f}"
-            yield block["title"], verdict["sparsity"], *ratios, latency, f"{verdict['suf']:.0f}", share
+            ours = (block["title"], verdict.get("method", "hqsearch"), verdict["sparsity"])
+            yield *ours, *ratios, latency, f"{verdict['suf']:.0f}", share
 
 
 def storage_rows(result):
     """Give what each storage costs in precision."""
     for block in result["sets"]:
         for r in block["records"]:
-            if r["method"].startswith("hqsearch") and r["setting"] is None:
+            if r["method"].startswith("hqsearch") and "," not in r["method"] and r["setting"] is None:
                 storage = r["method"].partition(" ")[2] or "float32"
                 precisions = (f"{r[f'precision@{k}']:.4f}" for k in (1, 4, 16))
                 size, rate = f"{r['bytes_ratio']:.2f}", f"{r['queries_per_second']:,.0f}"
@@ -68,7 +69,7 @@ def write_markdown(result, path):
     ]  # fmt: skip
     lines += table(
         (
-            "data", "s", "times best faiss IVF-Flat (nprobe)", "times best hnswlib (ef)",
+            "data", "ours", "s", "times best faiss IVF-Flat (nprobe)", "times best hnswlib (ef)",
             "latency / IVF-Flat", "SUF", "wall-clock over Flat / SUF",
         ),
         summary_rows(result),
@@ -81,7 +82,8 @@ def write_markdown(result, path):
     for block in result["sets"]:
         lines += ["", f"## {block['title']}", *table(HEADER, map(record_row, block["records"]))]
         for verdict in block["comparison"]:
-            lines += ["", f"Sparsity {verdict['sparsity']} against each peer at equal precision@16:"]
+            ours = f"{verdict.get('method', 'hqsearch')}, sparsity {verdict['sparsity']}"
+            lines += ["", f"{ours}, against each peer at equal precision@16:"]
             rows = [
                 (
                     name, v["setting"], "yes" if v["equal_precision"] else "no, it is less precise",

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
-from hqsearch.search import LeafTable
+from hqsearch.search import LeafTable, level_directions
 
 # How often items and centroids take turns to move, and the share of the items that may move in the last turn.
 N_ROUNDS, SETTLED_SHARE = 5, 0.005
@@ -50,7 +50,7 @@ class LeafCentroids:
     def _place(
         self, leaf_ids: np.ndarray, counts: np.ndarray, embeddings: np.ndarray, directions: np.ndarray
     ) -> np.ndarray:
-        """Turn sums of leaves into vectors whose distances to `_query_vectors` are those of the leaves."""
+        """Turn sums of leaves into vectors whose distances to queries' vectors are those of the leaves."""
         directions = directions / counts[:, None]
         codes = self._code_directions(leaf_ids)
         # |u - b|^2 + |u - c|^2 = 2 |u - (b + c) / 2|^2 + |b - c|^2 / 2: a coordinate for the last term.
@@ -67,13 +67,6 @@ class LeafCentroids:
             digits = leaf_ids // d ** (self._n_levels - 1 - level) % d
             scores[np.arange(len(leaf_ids)), level, digits] = 1
         return level_directions(scores)
-
-    def _query_vectors(self, embedding: np.ndarray, directions: np.ndarray) -> np.ndarray:
-        n_scores = self._n_levels * self._branching_factor
-        vectors = np.zeros((len(embedding), n_scores + embedding.shape[1] + 1), dtype=np.float32)
-        np.multiply(directions, np.float32(math.sqrt(2)), out=vectors[:, :n_scores])
-        np.multiply(embedding, np.float32(self._scale), out=vectors[:, n_scores:-1])
-        return vectors
 
     def add(self, embedding: np.ndarray, level_scores: np.ndarray, codes: np.ndarray) -> LeafCentroids:
         """Add the leaves of further items; those that are there already keep their centroids.
@@ -134,17 +127,8 @@ class LeafCentroids:
         ValueError
             If a number is NaN or infinite.
         """
-        return self._nearest(embedding, level_directions(level_scores), n_leaves, allowed, n_jobs)
-
-    def _nearest(
-        self,
-        embedding: np.ndarray,
-        directions: np.ndarray,
-        n_leaves: int,
-        allowed: np.ndarray | None = None,
-        n_jobs: int | None = None,
-    ) -> np.ndarray:
-        vectors = self._query_vectors(embedding, directions)
+        # Kept directions of float16 come back as they were: they are level scores of unit length.
+        vectors = level_directions(level_scores, embedding, length=math.sqrt(2), scale=self._scale, n_more=1)
         no_scores = np.zeros((len(vectors), 1, 1), dtype=np.float32)
         root = np.zeros((len(vectors), 1), dtype=np.int64)
         found = self._vectors.search(vectors, no_scores, root, n_leaves, allowed=allowed, n_jobs=n_jobs)
@@ -200,7 +184,8 @@ class LeafCentroids:
             return codes
         listed = np.empty_like(codes)
         for block in _blocks(len(codes)):
-            rows = self._nearest(embedding[block], directions[block], width, n_jobs=n_jobs)
+            scores = directions[block].reshape(-1, self._n_levels, self._branching_factor)
+            rows = self.nearest(embedding[block], scores, width, n_jobs=n_jobs)
             listed[block] = self.leaf_ids[rows]
         return listed
 
@@ -211,6 +196,11 @@ class LeafCentroids:
         table = LeafTable.build(vectors, root, branching_factor=1, n_levels=1)
         vars(other).update(self.__getstate__(), leaf_ids=leaf_ids, _vectors=table)
         return other
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the arrays."""
+        return self.leaf_ids.nbytes + self._vectors.nbytes
 
     def rows_of(self, leaf_ids: np.ndarray) -> np.ndarray:
         """Row of each leaf id, all of which are there (int64)."""
@@ -288,17 +278,6 @@ class CentroidSums:
 def _blocks(n_items: int) -> Iterator[slice]:
     for start in range(0, n_items, _BLOCK):
         yield slice(start, start + _BLOCK)
-
-
-def level_directions(level_scores: np.ndarray) -> np.ndarray:
-    """Level scores centred at each level, then as vectors of unit length; zero where all are equal."""
-    centred = level_scores - level_scores.mean(2, keepdims=True)
-    flat = centred.reshape(len(level_scores), -1)
-    # Scaled first: squares of large scores would overflow.
-    largest = np.abs(flat).max(1, initial=0, keepdims=True)
-    flat = np.divide(flat, largest, out=np.zeros_like(flat), where=largest > 0)
-    lengths = np.sqrt(np.einsum("ij,ij->i", flat, flat))[:, None]
-    return np.divide(flat, lengths, out=flat, where=lengths > 0)
 
 
 def _leaf_sums(

@@ -65,9 +65,9 @@ class HierarchicalHashIndex(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transfor
         best parent before the second parent ("lexicographic").
     listing : {"auto", "codes", "centroids"}, default="auto"
         Which leaves items are listed in: those of their codes, or those whose centroids are nearest, which
-        starts with the codes and moves items and centroids in turns, as k-means does. "auto" lists by centroids
-        where the encoder is frozen and `probing="centroids"`: the items may then be of classes that it has
-        not seen, whose codes scatter. Else it lists by codes.
+        starts with the codes and moves items and centroids in turns, as k-means does. "auto" lists by
+        centroids where the encoder is frozen and `probing="centroids"`: the items may then be of classes that
+        it has not seen, whose codes scatter. Else it lists by codes.
     storage : {"float32", "float16", "int8"}, default="float32"
         How embedding vectors are kept.
     radius : float, default=1.0

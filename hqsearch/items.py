@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from hqsearch.centroids import CentroidSums, LeafCentroids, level_directions
+from hqsearch.centroids import CentroidSums, LeafCentroids
 from hqsearch.codes import CellScores
-from hqsearch.search import LeafTable, RadiusResult, SearchResult, SearchStats
+from hqsearch.search import LeafTable, RadiusResult, SearchResult, SearchStats, level_directions
 
 # Embedding, level scores and codes of some items or queries.
 Described = tuple[np.ndarray, np.ndarray, np.ndarray]
