@@ -127,7 +127,6 @@ class LeafCentroids:
         ValueError
             If a number is NaN or infinite.
         """
-        # Kept directions of float16 come back as they were: they are level scores of unit length.
         vectors = level_directions(level_scores, embedding, length=math.sqrt(2), scale=self._scale, n_more=1)
         no_scores = np.zeros((len(vectors), 1, 1), dtype=np.float32)
         root = np.zeros((len(vectors), 1), dtype=np.int64)
@@ -161,8 +160,10 @@ class LeafCentroids:
             The leaves that each item is listed in, nearest first.
         """
         centroids = self
+        # Of unit length already, so as level scores they come to the same directions.
+        level_scores = directions.reshape(-1, self._n_levels, self._branching_factor)
         for _ in range(N_ROUNDS):
-            listed = centroids.list_items(embedding, directions, codes, n_jobs)
+            listed = centroids.list_items(embedding, level_scores, codes.shape[1], n_jobs)
             n_moved = np.count_nonzero((np.sort(listed, 1) != np.sort(codes, 1)).any(1))
             codes = listed
             sums: tuple[np.ndarray, ...] | None = None
@@ -176,18 +177,14 @@ class LeafCentroids:
         return centroids, codes
 
     def list_items(
-        self, embedding: np.ndarray, directions: np.ndarray, codes: np.ndarray, n_jobs: int | None = None
+        self, embedding: np.ndarray, level_scores: np.ndarray, sparsity: int, n_jobs: int | None = None
     ) -> np.ndarray:
-        """Leaves nearest to each item, as many as its code has: of `codes`' shape and dtype."""
-        width = codes.shape[1]
-        if width > len(self.leaf_ids):
-            return codes
-        listed = np.empty_like(codes)
-        for block in _blocks(len(codes)):
-            scores = directions[block].reshape(-1, self._n_levels, self._branching_factor)
-            rows = self.nearest(embedding[block], scores, width, n_jobs=n_jobs)
-            listed[block] = self.leaf_ids[rows]
-        return listed
+        """Leaves that items are listed in, the nearest ones: int64, (n_items, sparsity)."""
+        listed = [
+            self.leaf_ids[self.nearest(embedding[block], level_scores[block], sparsity, n_jobs=n_jobs)]
+            for block in _blocks(len(embedding))
+        ]
+        return np.concatenate(listed)
 
     def _with(self, leaf_ids: np.ndarray, vectors: np.ndarray) -> LeafCentroids:
         """Other leaves of the same tree, in the same units."""

@@ -12,7 +12,7 @@ import numpy as np
 
 from hqsearch.centroids import CentroidSums, LeafCentroids
 from hqsearch.codes import CellScores
-from hqsearch.search import LeafTable, RadiusResult, SearchResult, SearchStats, level_directions
+from hqsearch.search import LeafTable, RadiusResult, SearchResult, SearchStats
 
 # Embedding, level scores and codes of some items or queries.
 Described = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -103,10 +103,9 @@ class FittedItems:
             assert centroids is not None
             directions = sums.directions()
             centroids, codes = centroids.refine(embedding, directions, codes, n_jobs)
-            cell_scores = CellScores.from_blocks(
-                (codes[start : start + _BLOCK], _as_scores(directions[start : start + _BLOCK], n_levels))
-                for start in range(0, len(codes), _BLOCK)
-            )
+            level_scores = directions.reshape(-1, n_levels, branching_factor)
+            rows = (slice(start, start + _BLOCK) for start in range(0, len(codes), _BLOCK))
+            cell_scores = CellScores.from_blocks((codes[part], level_scores[part]) for part in rows)
         table = LeafTable.build(embedding, codes, **shape, storage=storage)
         return cls(table, cell_scores, centroids, None if labels is None else (labels,), listing)
 
@@ -273,9 +272,7 @@ class FittedItems:
         if centroids is not None:
             centroids = centroids.add(embedding, level_scores, codes)
             if self.listing == "centroids":
-                directions = level_directions(level_scores)
-                codes = centroids.list_items(embedding, directions, codes)
-                level_scores = _as_scores(directions, self.table.n_levels)
+                codes = centroids.list_items(embedding, level_scores, codes.shape[1])
         table = self.table.add(embedding, codes)
         self.cell_scores.add(codes, level_scores)
         return replace(self, table=table, centroids=centroids, label_parts=parts)
@@ -290,11 +287,6 @@ class FittedItems:
         labels = self.labels
         parts = None if labels is None else (labels[left],)
         return replace(self, table=self.table.compact(), label_parts=parts)
-
-
-def _as_scores(directions: np.ndarray, n_levels: int) -> np.ndarray:
-    """Directions as level scores: (n_items, n_levels, d), float32."""
-    return directions.astype(np.float32).reshape(len(directions), n_levels, -1)
 
 
 class IndexState:

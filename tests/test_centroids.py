@@ -94,11 +94,17 @@ def test_equal_embeddings_equal_scores_and_huge_ones_are_no_trouble():
     assert (np.unique(codes)[rows] == codes).mean() > 0.8
     flat = centroids_of((embedding, np.zeros_like(level_scores), codes))
     assert flat.nearest(embedding, np.zeros_like(level_scores), 3).shape == (50, 3)
-    huge = level_scores * np.float32(1e30)
-    np.testing.assert_array_equal(
-        centroids_of((embedding, huge, codes)).nearest(embedding, huge, 3),
-        centroids_of((embedding, level_scores, codes)).nearest(embedding, level_scores, 3),
-    )
+    level_scores /= np.abs(level_scores).max()
+    # Its first is farther from the mean than float32 reaches, once they are huge.
+    level_scores[0, 0] = [1, -1, -1, -1, -1]
+    usual = centroids_of((embedding, level_scores, codes)).nearest(embedding, level_scores, 3)
+    huge = level_scores * np.float32(3.3e38)
+    assert (centroids_of((embedding, huge, codes)).nearest(embedding, huge, 3) == usual).mean() > 0.99
+    # So small that their inverse is infinite: as if they were all equal.
+    tiny = level_scores * np.float32(1e-39)
+    assert centroids_of((embedding, tiny, codes)).nearest(embedding, tiny, 3).shape == (50, 3)
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        centroids_of((embedding, level_scores, codes)).nearest(embedding, level_scores * np.nan, 1)
 
 
 def test_further_items_bring_their_leaves_and_move_no_centroid():
@@ -120,17 +126,19 @@ def test_further_items_bring_their_leaves_and_move_no_centroid():
     assert (own == codes[late]).mean() > 0.5
 
 
-def search_by_definition(fitted, queries, live, k, n_probes):
+def search_by_definition(fitted, queries, live, k, n_probes, exclude=None):
     """Positions of the k nearest live items in the nearest leaves that hold live ones."""
     distances, leaf_ids = distances_by_definition(fitted, queries)
     found, n_candidates = [], 0
-    for query, row in zip(queries[0], distances, strict=True):
-        candidates, opened = np.zeros(len(live), dtype=bool), 0
+    exclude = np.full(len(distances), -1) if exclude is None else exclude
+    for query, row, own in zip(queries[0], distances, exclude, strict=True):
+        candidates, opened = np.zeros(len(live) + 1, dtype=bool), 0
         for leaf in leaf_ids[np.argsort(row, kind="stable")]:
             if opened >= n_probes and candidates.sum() >= k:
                 break
             here = (fitted[2] == leaf).any(1) & live
-            candidates |= here
+            candidates[:-1] |= here
+            candidates[own] = False
             opened += here.any()
         positions = np.flatnonzero(candidates)
         n_candidates += len(positions)
@@ -167,11 +175,48 @@ def test_a_search_opens_the_nearest_leaves_that_hold_items(sparsity, k, n_probes
 def test_a_query_that_is_an_item_leaves_itself_out_and_still_finds_enough():
     fitted = describe(300, 0)
     items = FittedItems.from_blocks([fitted], branching_factor=D, n_levels=LEVELS)
-    result = items.search(fitted, 20, exclude=np.arange(300))
-    assert result.n_found == 20
-    assert not (result.positions == np.arange(300)[:, None]).any()
-    # Leaves by their centroids to the last, none by its scores.
-    assert result.stats.empty_leaves == 0
+    for k in (1, 5, 20):
+        result = items.search(fitted, k, exclude=np.arange(300))
+        # Leaves by their centroids to the last, none by its scores.
+        expected, n_candidates = search_by_definition(
+            fitted, fitted, np.ones(300, bool), k, 1, exclude=np.arange(300)
+        )
+        np.testing.assert_array_equal(result.positions, expected)
+        assert (result.stats.candidates, result.stats.empty_leaves) == (n_candidates, 0)
+
+
+def test_masks_count_with_what_was_removed_and_may_leave_nothing():
+    fitted, queries = describe(300, 0), describe(40, 1)
+    items = FittedItems.from_blocks([fitted], branching_factor=D, n_levels=LEVELS)
+    allowed = np.arange(300) < 40
+    fewer = items.remove(np.arange(0, 300, 2))
+    expected, _ = search_by_definition(fitted, queries, allowed & (np.arange(300) % 2 == 1), 3, 1)
+    np.testing.assert_array_equal(fewer.search(queries, 3, allowed=allowed).positions, expected)
+    assert (items.search(queries, 3, allowed=np.zeros(300, bool)).positions == -1).all()
+    none = tuple(a[:0] for a in queries)
+    assert items.search(none, 3).positions.shape == (0, 3)
+    everything = items.search(queries, 3, n_probes=1000)
+    assert everything.stats.leaves_opened == 40 * len(np.unique(fitted[2]))
+
+
+def test_a_new_leaf_is_found_by_its_centroid():
+    fitted, more = describe(300, 0), describe(50, 3)
+    early = fitted[2][:, 0] < 15
+    items = FittedItems.from_blocks([tuple(a[early] for a in fitted)], branching_factor=D, n_levels=LEVELS)
+    late = more[2][:, 0] >= 15
+    added = items.add(*(a[late] for a in more), None)
+    n_before = items.table.n_items
+    found = added.search(tuple(a[late] for a in more), 1).positions[:, 0]
+    assert (found >= n_before).mean() > 0.8
+
+
+def test_the_papers_order_is_left_to_the_table():
+    fitted, queries = describe(300, 0), describe(40, 1)
+    items = FittedItems.from_blocks([fitted], branching_factor=D, n_levels=LEVELS)
+    ours = items.search(queries, 5, n_probes=6, probing="lexicographic").positions
+    theirs = items.table.search(*queries, 5, n_probes=6, probing="lexicographic").positions
+    np.testing.assert_array_equal(ours, theirs)
+    assert (ours != items.table.search(*queries, 5, n_probes=6).positions).any()
 
 
 def test_a_radius_search_opens_the_same_leaves():
@@ -209,6 +254,11 @@ def test_a_tree_of_many_buckets_has_no_centroids_and_is_probed_best_first(monkey
     more = items.add(*queries, None)
     assert more.centroids is None
     assert more.table.n_items == 340
+    old = items.__getstate__()
+    del old["centroids"]
+    again = object.__new__(FittedItems)
+    again.__setstate__(old)
+    assert again.centroids is None
 
 
 def test_an_index_probes_by_centroids_unless_told_otherwise(grid_encoder):

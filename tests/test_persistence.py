@@ -629,6 +629,16 @@ def test_a_newer_format_is_refused(plain, tmp_path):
         HierarchicalHashIndex.load(tmp_path, encoder=PlainEncoder)
 
 
+def test_an_index_that_lists_by_centroids_goes_on_doing_so(plain, items, tmp_path):
+    index = HierarchicalHashIndex(PlainEncoder(), listing="centroids").fit(items[:200])
+    index.save(tmp_path)
+    loaded = HierarchicalHashIndex.load(tmp_path, "r", encoder=PlainEncoder)
+    for changed in (index, loaded):
+        changed.add(items[200:])
+    np.testing.assert_array_equal(loaded.table_.stored_codes(), index.table_.stored_codes())
+    assert (index.table_.stored_codes()[200:] != index.encoder_.encode(items[200:])).any()
+
+
 def test_an_index_saved_before_there_were_centroids_gets_them(plain, items, tmp_path):
     def make_old(manifest):
         manifest["format_version"] = 1
