@@ -35,13 +35,15 @@ def write_directions(level_scores, length, embedding, scale, out):
         largest = np.float32(0)
         for level in range(n_levels):
             scores = level_scores[item, level]
-            # In float64, where no sum of float32 overflows.
+            # In float64, where no sum of float32 overflows; and halves, because a difference might.
             total = 0.0
             for bucket in range(d):
-                total += np.float64(scores[bucket])
+                half = scores[bucket] * np.float32(0.5)
+                row[level * d + bucket] = half
+                total += np.float64(half)
             mean = np.float32(total / d)
             for bucket in range(d):
-                value = scores[bucket] * np.float32(0.5) - mean * np.float32(0.5)
+                value = row[level * d + bucket] - mean
                 row[level * d + bucket] = value
                 largest = max(largest, abs(value))
         # Scaled by the largest first: squares of large numbers would overflow.
