@@ -12,8 +12,12 @@ import scipy.sparse as sp
 
 from hqsearch.search import LeafTable, level_directions
 
+# Weight of a leaf's size where items are listed by their codes: as the logarithm of its share in a mixture.
+PRIOR = 0.2
 # How often items and centroids take turns to move, and the share of the items that may move in the last turn.
 N_ROUNDS, SETTLED_SHARE = 5, 0.005
+# A leaf of fewer items, as a share of the mean, is of items whose codes went wrong.
+TINY_SHARE = 0.02
 _BLOCK = 16384
 
 
@@ -27,6 +31,10 @@ class LeafCentroids:
     ones of the leaf's items, and of its embedding to their mean embedding. Level scores are centred at each
     level and of unit length altogether, and embeddings are scaled by one factor to a mean squared distance of
     1 from their mean, so that no unit of either counts.
+
+    Where items are listed by their codes, small leaves are farther than large ones, by `PRIOR` times the
+    logarithm of the largest leaf's size over theirs: a leaf of two items whose codes went wrong lies between
+    classes, and would draw all queries that do.
 
     Leaves are only ever added, and a centroid stays where it is, as those of an inverted file do.
 
@@ -46,6 +54,8 @@ class LeafCentroids:
     _scale: float
     _n_levels: int
     _branching_factor: int
+    _prior: float
+    _largest: int
 
     def _place(
         self, leaf_ids: np.ndarray, counts: np.ndarray, embeddings: np.ndarray, directions: np.ndarray
@@ -55,8 +65,9 @@ class LeafCentroids:
         codes = self._code_directions(leaf_ids)
         # |u - b|^2 + |u - c|^2 = 2 |u - (b + c) / 2|^2 + |b - c|^2 / 2: a coordinate for the last term.
         middle = (codes + directions) / math.sqrt(2)
-        apart = np.sqrt(np.square(codes - directions).sum(1, keepdims=True) / 2)
-        vectors = np.hstack([middle, embeddings / counts[:, None] * self._scale, apart])
+        apart = np.square(codes - directions).sum(1) / 2
+        apart += self._prior * np.log(np.maximum(self._largest / counts, 1))
+        vectors = np.hstack([middle, embeddings / counts[:, None] * self._scale, np.sqrt(apart)[:, None]])
         return vectors.astype(np.float32)
 
     def _code_directions(self, leaf_ids: np.ndarray) -> np.ndarray:
@@ -138,8 +149,8 @@ class LeafCentroids:
     ) -> tuple[LeafCentroids, np.ndarray]:
         """List items in their nearest leaves instead of those of their codes, as k-means does.
 
-        The leaves of the codes are where it starts: items move to the nearest centroids, centroids to the
-        mean of their items, up to `N_ROUNDS` times; a leaf that loses all its items is gone.
+        The leaves of the codes are where it starts, but for tiny ones: items move to the nearest centroids,
+        centroids to the mean of their items, up to `N_ROUNDS` times; a leaf that loses all its items is gone.
 
         Parameters
         ----------
@@ -159,22 +170,39 @@ class LeafCentroids:
         codes : ndarray of shape (n_items, sparsity), dtype int64
             The leaves that each item is listed in, nearest first.
         """
-        centroids = self
         # Of unit length already, so as level scores they come to the same directions.
         level_scores = directions.reshape(-1, self._n_levels, self._branching_factor)
+        sparsity = codes.shape[1]
+        centroids = self._of(embedding, directions, codes)
+        sizes = np.bincount(centroids.rows_of(codes.ravel()), minlength=len(centroids.leaf_ids))
+        tiny = sizes < TINY_SHARE * sizes.mean()
+        astray = tiny[centroids.rows_of(codes.ravel())].reshape(codes.shape).any(1)
+        if astray.any() and np.count_nonzero(~tiny) >= sparsity:
+            codes = codes.copy()
+            found = centroids.nearest(
+                embedding[astray], level_scores[astray], sparsity, allowed=~tiny, n_jobs=n_jobs
+            )
+            codes[astray] = centroids.leaf_ids[found]
+            centroids = self._of(embedding, directions, codes)
         for _ in range(N_ROUNDS):
-            listed = centroids.list_items(embedding, level_scores, codes.shape[1], n_jobs)
+            listed = centroids.list_items(embedding, level_scores, sparsity, n_jobs)
             n_moved = np.count_nonzero((np.sort(listed, 1) != np.sort(codes, 1)).any(1))
             codes = listed
-            sums: tuple[np.ndarray, ...] | None = None
-            for block in _blocks(len(codes)):
-                part = _leaf_sums(embedding[block], directions[block], codes[block])
-                sums = part if sums is None else _added(sums, part)
-            assert sums is not None
-            centroids = centroids._with(sums[0], centroids._place(*sums))
+            centroids = self._of(embedding, directions, codes)
             if n_moved <= SETTLED_SHARE * len(codes):
                 break
         return centroids, codes
+
+    def _of(self, embedding: np.ndarray, directions: np.ndarray, codes: np.ndarray) -> LeafCentroids:
+        """Centroids of items that are listed otherwise, in the same units, without a prior."""
+        sums: tuple[np.ndarray, ...] | None = None
+        for block in _blocks(len(codes)):
+            part = _leaf_sums(embedding[block], directions[block], codes[block])
+            sums = part if sums is None else _added(sums, part)
+        assert sums is not None
+        other = LeafCentroids.__new__(LeafCentroids)
+        vars(other).update(self.__getstate__(), _prior=0.0)
+        return other._with(sums[0], other._place(*sums))
 
     def list_items(
         self, embedding: np.ndarray, level_scores: np.ndarray, sparsity: int, n_jobs: int | None = None
@@ -264,6 +292,7 @@ class CentroidSums:
         alike = spread <= 1e-12 * self._squares / n_items
         centroids._scale = 1.0 if alike else 1 / math.sqrt(spread)
         centroids._n_levels, centroids._branching_factor = self.n_levels, self.branching_factor
+        centroids._prior, centroids._largest = PRIOR, int(self._sums[1].max(initial=1))
         return centroids._with(self._sums[0], centroids._place(*self._sums))
 
     def directions(self) -> np.ndarray:

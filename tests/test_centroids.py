@@ -7,7 +7,7 @@ from sklearn.neighbors import NearestNeighbors
 
 from hqsearch import HierarchicalHashIndex
 from hqsearch import items as items_module
-from hqsearch.centroids import CentroidSums
+from hqsearch.centroids import PRIOR, CentroidSums
 from hqsearch.codes import greedy_codes
 from hqsearch.items import FittedItems
 
@@ -35,7 +35,7 @@ def unit(scores):
     return flat / np.linalg.norm(flat, axis=1, keepdims=True)
 
 
-def distances_by_definition(fitted, queries):
+def distances_by_definition(fitted, queries, prior=PRIOR):
     """Squared distances, (n_queries, n_leaves), and the leaves in ascending order."""
     embedding, level_scores, codes = fitted
     leaf_ids = np.unique(codes)
@@ -52,7 +52,8 @@ def distances_by_definition(fitted, queries):
             (queries[0] * scale, embedding[members].mean(0) * scale),
         ]
         total.append(sum(((ours - theirs) ** 2).sum(1) for ours, theirs in pairs))
-    return np.array(total).T, leaf_ids
+    sizes = np.array([(codes == leaf).sum() for leaf in leaf_ids])
+    return np.array(total).T + prior * np.log(sizes.max() / sizes), leaf_ids
 
 
 @pytest.mark.parametrize("sparsity", [1, 3])
@@ -296,7 +297,7 @@ def test_items_listed_by_centroids_are_in_their_nearest_leaves(sparsity):
     fitted = describe(300, 0, sparsity)
     items = refined(fitted)
     codes = items.table.stored_codes()
-    distances, leaf_ids = distances_by_definition((*fitted[:2], codes), fitted)
+    distances, leaf_ids = distances_by_definition((*fitted[:2], codes), fitted, prior=0)
     nearest = np.sort(leaf_ids[np.argsort(distances, 1)[:, :sparsity]], 1)
     # After five turns hardly any item wants to move.
     assert (nearest == codes).all(1).mean() > 0.9
@@ -371,3 +372,27 @@ def test_an_index_lists_by_centroids_over_a_frozen_encoder(grid_encoder, listing
     # Who opens the leaves of a query's code looks for items in those of theirs.
     index = HierarchicalHashIndex(encoder, probing="best_first").fit(points)
     np.testing.assert_array_equal(index.table_.stored_codes(), index.encoder_.encode(points))
+
+
+def test_leaves_of_a_few_items_gone_astray_draw_no_queries():
+    # Two classes of a hundred items; two items between them have a code of their own.
+    rng = np.random.default_rng(0)
+    y = np.arange(200) % 2
+    side = np.where(y == 0, -1.0, 1.0)
+    embedding = np.stack([side, np.zeros(200)], 1) + 0.3 * rng.normal(size=(200, 2))
+    level_scores = np.eye(D)[y][:, None].repeat(LEVELS, 1) + 0.1 * rng.normal(size=(200, LEVELS, D))
+    embedding[:2], level_scores[:2] = 0, 0
+    level_scores[:2, 0, 0] = level_scores[:2, 1, 1] = 1
+    # Queries on their own side, whose scores lean to that of the two.
+    queries = embedding[2:].astype(np.float32) * 0.25, level_scores[2:].astype(np.float32)
+    queries[1][:, 1, 1] += 0.8
+    fitted = (embedding.astype(np.float32), level_scores.astype(np.float32))
+    fitted = (*fitted, greedy_codes(fitted[1], 1))
+    assert len(np.unique(fitted[2])) == 3
+    queries = (*queries, greedy_codes(queries[1], 1))
+    items = FittedItems.from_blocks([fitted], branching_factor=D, n_levels=LEVELS)
+    opened = items.search(queries, 1).stats.candidates / 198
+    assert opened > 95
+    tiny = dict(branching_factor=D, n_levels=LEVELS, listing="centroids")
+    many = [np.concatenate([a] + [a[2:]] * 2) for a in fitted]
+    assert len(FittedItems.from_blocks([many], **tiny).table.occupied_leaves()) == 2
