@@ -100,7 +100,9 @@ def glyph_data(path: Path, cache: Path):
 
     with np.load(path) as glyphs:
         images, labels, is_test = glyphs["X"][:, None], glyphs["y"], glyphs["is_test"]
-    encoder = HierarchicalHashEncoder(network="conv", metric_epochs=8, hash_epochs=8, random_state=0)
+    encoder = HierarchicalHashEncoder(
+        loss="npairs", network="conv", metric_epochs=8, hash_epochs=8, random_state=0
+    )
     return encode_data(
         encoder, images[~is_test], labels[~is_test], images[is_test], labels[is_test],
         cache / "glyph100_conv_8_8_seed0.npz",
@@ -118,7 +120,7 @@ def digits_data(seed: int, cache: Path):
     items, queries, item_labels, query_labels = train_test_split(
         images, labels, test_size=0.3, stratify=labels, random_state=seed
     )
-    encoder = HierarchicalHashEncoder(random_state=seed)
+    encoder = HierarchicalHashEncoder(loss="npairs", random_state=seed)
     return encode_data(
         encoder, items, item_labels, queries, query_labels, cache / f"digits_default_seed{seed}.npz"
     )

@@ -27,8 +27,8 @@ class HierarchicalHashEncoder(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transf
 
     `fit` trains in two stages. The metric stage trains a network whose embedding puts items of one class
     close together. The hash stage goes on from its trunk and learns, for each of `n_levels` levels, a score
-    of each of `branching_factor` buckets; in every mini-batch the best codes of its classes are found exactly
-    by a cascade of min-cost flows, and the scores are trained towards them.
+    of each of `branching_factor` buckets; the best codes of the classes, of all of them or of those in a
+    mini-batch, are found exactly by a cascade of min-cost flows, and the scores are trained towards them.
 
     Parameters
     ----------
@@ -45,11 +45,11 @@ class HierarchicalHashEncoder(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transf
         shape of X; "nin" is the papers' network in network. A module is copied, and must map
         (n_samples, ...) to (n_samples, n_hidden); a callable gets the shape of one item and returns such a
         module. Every trunk is fed standardised float32 items.
-    loss : {"npairs", "triplet", "proxy"}, default="npairs"
-        Loss of both stages. "npairs" and "triplet" (semi-hard, unit-length embeddings) are the papers'.
-        "proxy" compares every item with all classes: softmax over cosines to one proxy for each class (unit
-        embeddings), then cross-entropy of each level to codes that are solved over all classes until they
-        settle.
+    loss : {"proxy", "npairs", "triplet"}, default="proxy"
+        Loss of both stages. "proxy" compares every item with all classes: softmax over cosines to one proxy
+        for each class (unit embeddings), then cross-entropy of each level to codes that are solved over all
+        classes until they settle. "npairs" and "triplet" (semi-hard, unit-length embeddings) are the papers',
+        and compare the items of a mini-batch, whose codes they find.
     sibling_penalty : float, default=100.0
         Cost of two classes, of all or of a mini-batch (see `code_assignment`), that share parent and bucket.
     orthogonality_penalty : float, default=0.1
@@ -170,7 +170,7 @@ class HierarchicalHashEncoder(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transf
             HasMethods(["forward", "parameters"]),
             callable,
         ],
-        "loss": [StrOptions({"npairs", "triplet", "proxy"})],
+        "loss": [StrOptions({"proxy", "npairs", "triplet"})],
         "sibling_penalty": [Interval(Real, 0, None, closed="left")],
         "orthogonality_penalty": [Interval(Real, 0, None, closed="left")],
         "code_assignment": [StrOptions({"settled", "batch"})],
@@ -207,7 +207,7 @@ class HierarchicalHashEncoder(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transf
         sparsity: int = 1,
         embedding_dim: int = 64,
         network: str | Callable = "auto",
-        loss: str = "npairs",
+        loss: str = "proxy",
         sibling_penalty: float = 100.0,
         orthogonality_penalty: float = 0.1,
         code_assignment: str = "batch",

@@ -99,9 +99,11 @@ def test_trees_of_any_shape_train(blobs, n_levels, branching_factor, sparsity):
 @pytest.mark.parametrize("n_jobs", [None, 2])
 def test_same_seed_same_codes(blobs, n_jobs):
     X, y = blobs
-    first = make(class_groups_per_step=2, classes_per_batch=3).fit(X, y)
-    again = make(class_groups_per_step=2, classes_per_batch=3, n_jobs=n_jobs).fit(X, y)
-    other = make(class_groups_per_step=2, classes_per_batch=3, random_state=1).fit(X, y)
+    # The codes of each batch, whose flow problems several threads may solve.
+    asked = {"loss": "npairs", "class_groups_per_step": 2, "classes_per_batch": 3}
+    first = make(**asked).fit(X, y)
+    again = make(**asked, n_jobs=n_jobs).fit(X, y)
+    other = make(**asked, random_state=1).fit(X, y)
     np.testing.assert_array_equal(first.level_scores(X), again.level_scores(X))
     assert (first.level_scores(X) != other.level_scores(X)).any()
 
@@ -175,7 +177,8 @@ def test_history_tells_both_stages_epoch_by_epoch(fitted):
 def test_the_best_epoch_is_kept_not_the_last(digits):
     X, y, *_ = digits
     # A rate at which training falls apart: the first epochs are the best.
-    encoder = make(metric_epochs=10, hash_epochs=0, learning_rate=3.0, validation_fraction=0.3).fit(X, y)
+    rate = {"loss": "npairs", "learning_rate": 3.0}
+    encoder = make(metric_epochs=10, hash_epochs=0, validation_fraction=0.3, **rate).fit(X, y)
     precisions = [r["precision@1"] for r in encoder.history_]
     assert max(precisions) > precisions[-1]
     from sklearn.utils import check_random_state

@@ -442,9 +442,9 @@ def test_a_stage_that_learns_more_than_its_network_adds_it_in_one_place(blobs, t
 
     monkeypatch.setattr(model, "HashStage", Averaging)
     X, y = blobs
-    pieces = make(checkpoint_dir=tmp_path)
+    pieces = make(loss="npairs", checkpoint_dir=tmp_path)
     assert fit_in_pieces(pieces, X, y, monkeypatch) >= 2
-    whole = make().fit(X, y)
+    whole = make(loss="npairs").fit(X, y)
     assert_same_model(whole, pieces, X)
     assert whole.history_[-1]["average"] > 0
 
