@@ -109,13 +109,17 @@ def what_auto_is(encoder, input_shape):
 
 def training_source():
     """Digest of the code that trains: what an earlier version of it has trained is none of ours."""
-    return digest_of(Path(hqsearch.__file__).parent.glob("embedding/*.py"))
+    package = Path(hqsearch.__file__).parent
+    modules = (package / name for name in ("fitting.py", "codes.py"))
+    folders = (path for name in ("embedding", "assignment") for path in package.glob(f"{name}/*.py"))
+    return digest_of([Path(paper_data.__file__), *modules, *folders])
 
 
 def measuring_source():
     """Digest of the code that searches and measures."""
     package = Path(hqsearch.__file__).parent
-    return digest_of([Path(paper_systems.__file__), *package.glob("*.py"), *package.glob("search/*.py")])
+    folders = (path for name in ("search", "baselines") for path in package.glob(f"{name}/*.py"))
+    return digest_of([Path(paper_systems.__file__), *package.glob("*.py"), *folders]) + training_source()[:8]
 
 
 def digest_of(files):

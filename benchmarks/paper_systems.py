@@ -274,7 +274,8 @@ class Systems:
     def codes(self, system, sparsity, **more):
         """Learned codes of one sparsity."""
         kept = self.folder / f"{system}, {sparsity}"
-        if kept.exists():
+        # What a run that was killed had begun to save has no manifest.
+        if (kept / "manifest.json").exists():
             encoder = HierarchicalHashEncoder.load(kept)
         else:
             encoder = self.encoder(sparsity=sparsity, **self.by_sparsity.get(sparsity, {}), **more)

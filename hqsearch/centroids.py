@@ -18,6 +18,8 @@ PRIOR = 0.2
 N_ROUNDS, SETTLED_SHARE = 5, 0.005
 # A leaf of fewer items, as a share of the mean, is of items whose codes went wrong.
 TINY_SHARE = 0.02
+# Ranking more of them for each query takes longer than it saves.
+MOST_LEAVES = 16384
 _BLOCK = 16384
 
 
@@ -36,26 +38,38 @@ class LeafCentroids:
     logarithm of the largest leaf's size over theirs: a leaf of two items whose codes went wrong lies between
     classes, and would draw all queries that do.
 
-    Leaves are only ever added, and a centroid stays where it is, as those of an inverted file do.
-
-    Attributes
-    ----------
-    leaf_ids : ndarray of shape (n_leaves,), dtype int64
-        The leaves, in the order in which they came.
+    The centroids of the items of a fit stay where they are, as those of an inverted file do. Leaves that come
+    later grow with the items that are added to them.
 
     Notes
     -----
-    Memory in bytes: `4 * (n_levels * branching_factor + embedding_dim + 1) + 12` for each leaf. Ranking
-    takes as many multiplications for each query and leaf as a centroid has numbers.
+    Memory in bytes: `4 * (n_levels * branching_factor + embedding_dim + 1) + 12` for each leaf, three times
+    as many for a later one. Ranking takes as many multiplications for each query and leaf as a centroid has
+    numbers.
     """
 
-    leaf_ids: np.ndarray
+    _fitted_ids: np.ndarray
     _vectors: LeafTable
+    # Leaves that came later, ascending; their items' number, and sums of both descriptions.
+    _later: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
     _scale: float
     _n_levels: int
     _branching_factor: int
     _prior: float
     _largest: int
+
+    @cached_property
+    def leaf_ids(self) -> np.ndarray:
+        """The leaves, int64 of shape (n_leaves,): those of the fit, then later ones."""
+        return np.append(self._fitted_ids, self._later[0])
+
+    @cached_property
+    def _table(self) -> LeafTable:
+        """All centroids, in the order of `leaf_ids`."""
+        if not len(self._later[0]):
+            return self._vectors
+        vectors = self._place(*self._later)
+        return self._vectors.add(vectors, np.zeros((len(vectors), 1), dtype=np.int64))
 
     def _place(
         self, leaf_ids: np.ndarray, counts: np.ndarray, embeddings: np.ndarray, directions: np.ndarray
@@ -79,31 +93,41 @@ class LeafCentroids:
             scores[np.arange(len(leaf_ids)), level, digits] = 1
         return level_directions(scores)
 
-    def add(self, embedding: np.ndarray, level_scores: np.ndarray, codes: np.ndarray) -> LeafCentroids:
-        """Add the leaves of further items; those that are there already keep their centroids.
+    def add(
+        self,
+        embedding: np.ndarray,
+        level_scores: np.ndarray,
+        codes: np.ndarray,
+        most_leaves: int | None = None,
+    ) -> LeafCentroids:
+        """Add items to the leaves that the fit did not have.
 
         Parameters
         ----------
         embedding, level_scores, codes : ndarray
             As in `CentroidSums.add`.
+        most_leaves : int or None, default=None
+            How many leaves there may be at most for further ones to come, those of the most items first.
 
         Returns
         -------
         LeafCentroids
-            With all leaves. This one stays as it is.
+            With their leaves. This one stays as it is.
         """
-        new = ~np.isin(codes, self.leaf_ids)
-        if not new.any():
+        later = ~np.isin(codes, self._fitted_ids)
+        if most_leaves is not None:
+            unknown, counts = np.unique(codes[~np.isin(codes, self.leaf_ids)], return_counts=True)
+            n_new = max(0, most_leaves - len(self.leaf_ids))
+            left_out = unknown[np.argsort(-counts, kind="stable")[n_new:]]
+            later &= ~np.isin(codes, left_out)
+        if not later.any():
             return self
-        rows, columns = np.nonzero(new)
+        rows, columns = np.nonzero(later)
         sums = _leaf_sums(
             embedding[rows], level_directions(level_scores[rows]), codes[rows, columns][:, None]
         )
-        vectors = self._place(*sums)
         more = type(self).__new__(type(self))
-        vars(more).update(self.__getstate__())
-        more.leaf_ids = np.append(self.leaf_ids, sums[0])
-        more._vectors = self._vectors.add(vectors, np.zeros((len(vectors), 1), dtype=np.int64))
+        vars(more).update(self.__getstate__(), _later=_added(self._later, sums))
         return more
 
     def nearest(
@@ -141,7 +165,7 @@ class LeafCentroids:
         vectors = level_directions(level_scores, embedding, length=math.sqrt(2), scale=self._scale, n_more=1)
         no_scores = np.zeros((len(vectors), 1, 1), dtype=np.float32)
         root = np.zeros((len(vectors), 1), dtype=np.int64)
-        found = self._vectors.search(vectors, no_scores, root, n_leaves, allowed=allowed, n_jobs=n_jobs)
+        found = self._table.search(vectors, no_scores, root, n_leaves, allowed=allowed, n_jobs=n_jobs)
         return found.positions
 
     def refine(
@@ -208,28 +232,35 @@ class LeafCentroids:
         self, embedding: np.ndarray, level_scores: np.ndarray, sparsity: int, n_jobs: int | None = None
     ) -> np.ndarray:
         """Leaves that items are listed in, the nearest ones: int64, (n_items, sparsity)."""
-        listed = [
-            self.leaf_ids[self.nearest(embedding[block], level_scores[block], sparsity, n_jobs=n_jobs)]
-            for block in _blocks(len(embedding))
-        ]
-        return np.concatenate(listed)
+        listed = np.empty((len(embedding), sparsity), dtype=np.int64)
+        for block in _blocks(len(embedding)):
+            rows = self.nearest(embedding[block], level_scores[block], sparsity, n_jobs=n_jobs)
+            listed[block] = self.leaf_ids[rows]
+        return listed
 
     def _with(self, leaf_ids: np.ndarray, vectors: np.ndarray) -> LeafCentroids:
         """Other leaves of the same tree, in the same units."""
         other = LeafCentroids.__new__(LeafCentroids)
         root = np.zeros((len(vectors), 1), dtype=np.int64)
         table = LeafTable.build(vectors, root, branching_factor=1, n_levels=1)
-        vars(other).update(self.__getstate__(), leaf_ids=leaf_ids, _vectors=table)
+        n_scores = self._n_levels * self._branching_factor
+        none, sums = np.empty(0, dtype=np.int64), vectors[:0].astype(np.float64)
+        later = (none, none, sums[:, n_scores:-1], sums[:, :n_scores])
+        vars(other).update(self.__getstate__(), _fitted_ids=leaf_ids, _vectors=table, _later=later)
         return other
 
     @property
     def nbytes(self) -> int:
         """Bytes of the arrays."""
-        return self.leaf_ids.nbytes + self._vectors.nbytes
+        return self._fitted_ids.nbytes + self._table.nbytes + sum(part.nbytes for part in self._later)
 
     def rows_of(self, leaf_ids: np.ndarray) -> np.ndarray:
-        """Row of each leaf id, all of which are there (int64)."""
-        return self._order[np.searchsorted(self.leaf_ids, leaf_ids, sorter=self._order)]
+        """Row of each leaf id, -1 where it is not there (int64)."""
+        if not len(self.leaf_ids):
+            return np.full(leaf_ids.shape, -1)
+        places = np.searchsorted(self.leaf_ids, leaf_ids, sorter=self._order)
+        rows = self._order[np.minimum(places, len(self._order) - 1)]
+        return np.where(self.leaf_ids[rows] == leaf_ids, rows, -1)
 
     @cached_property
     def _order(self) -> np.ndarray:
@@ -255,6 +286,7 @@ class CentroidSums:
         self._kept: list[np.ndarray] | None = [] if keep else None
         self.n_levels = n_levels
         self._sums: tuple[np.ndarray, ...] | None = None
+        self._finite = True
         self._n_items = 0
         self._total: Any = 0.0
         self._squares = 0.0
@@ -272,6 +304,10 @@ class CentroidSums:
             Their leaves; an item counts in each of them.
         """
         directions = level_directions(level_scores)
+        # Some encoders forbid buckets by -inf.
+        self._finite = self._finite and bool(np.isfinite(directions).all())
+        if not self._finite or (self._sums is not None and len(self._sums[0]) > MOST_LEAVES):
+            return
         if self._kept is not None:
             self._kept.append(directions.astype(np.float16))
         part = _leaf_sums(embedding, directions, codes)
@@ -280,10 +316,14 @@ class CentroidSums:
         self._total = self._total + embedding.sum(0, dtype=np.float64)
         self._squares += float(np.square(embedding, dtype=np.float64).sum())
 
+    @property
+    def usable(self) -> bool:
+        """Whether there was a block, all level scores were finite, and there are not too many leaves."""
+        return self._sums is not None and self._finite and len(self._sums[0]) <= MOST_LEAVES
+
     def finish(self) -> LeafCentroids:
-        """Return the centroids of all items, of which there was at least one block."""
-        if self._sums is None:
-            raise ValueError("Expected at least one block of items.")
+        """Return the centroids of all items, if they are `usable`."""
+        assert self._sums is not None
         n_items = max(1, self._n_items)
         mean = self._total / n_items
         spread = self._squares / n_items - float(mean @ mean)

@@ -101,13 +101,15 @@ class HierarchicalHashIndex(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transfor
     -----
     With `probing="centroids"` a query is compared with every leaf that holds items, as an inverted file
     compares it with every list: by the sum of three squared distances, of its level scores to the leaf's code
-    and to the mean scores of the leaf's items, and of its embedding to their mean embedding, all scaled to
-    be alike. Two networks then choose the leaves where a code is the choice of one: precision at equal
-    speed-up rises, most for items of classes that the encoder was not trained on (doc/experiments.md).
-    It costs as many multiplications for each leaf as level scores and embedding have numbers, for a thousand
-    leaves some microseconds a query; "best_first" costs less and reads the level scores alone. Centroids stay
-    where they are when items are added or removed. A tree of more than 1024 buckets in all its levels has
-    none, and is probed "best_first".
+    and to the mean scores of the leaf's items, and of its embedding to their mean embedding, all scaled to be
+    alike. Two networks then choose the leaves where a code is the choice of one: precision at equal speed-up
+    rises, most for items of classes that the encoder was not trained on (doc/experiments.md). It costs as
+    many multiplications for each leaf as level scores and embedding have numbers, for a thousand leaves some
+    microseconds a query; "best_first" costs less and reads the level scores alone. Centroids stay where they
+    are when items are added or removed, but for leaves that the fit did not have. There are none, and items
+    are listed and probed by codes, for a tree of more than 1024 buckets in all its levels, more than 16,384
+    leaves, or level scores that are not finite. After the 64 nearest leaves, further ones follow by the sum
+    of level scores.
 
     Reads never change the fitted index, so many threads may search at once. `add`, `remove` and `compact` put
     a new snapshot in the place of the old one: a search that runs meanwhile sees either, never half a change.
@@ -486,7 +488,9 @@ class HierarchicalHashIndex(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transfor
         -------
         csr_matrix of shape (n_queries, n_positions_), dtype float64
             With `mode="distance"`, `n_neighbors + 1` entries per row, because a fitted item is its own
-            nearest neighbour; with `mode="connectivity"`, `n_neighbors`.
+            nearest neighbour; with `mode="connectivity"`, `n_neighbors`. With `probing="centroids"` the few
+            fitted items whose nearest leaf is not the one that they are listed in don't find themselves; with
+            "best_first" all do.
         """
         check_is_fitted(self)
         return self.kneighbors_graph(X, self.n_neighbors + (self.mode == "distance"), self.mode)
@@ -635,7 +639,8 @@ class HierarchicalHashIndex(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transfor
 
         The cheapest path for one query at a time, for callers that have embedding, level scores and codes
         already (`encoder_.describe`): `index.table_.search(embedding, level_scores, codes, n_neighbors)`. It
-        opens the leaves of the codes, as `probing="best_first"` does.
+        opens the leaves of the codes, as `probing="best_first"` does, so the items must be listed by codes:
+        over a frozen encoder, fit with `listing="codes"`.
         """
         check_is_fitted(self)
         return self._items.table
@@ -674,7 +679,9 @@ class HierarchicalHashIndex(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transfor
         Returns
         -------
         float
-            Distances that exhaustive search would have computed, over those computed.
+            Distances that exhaustive search would have computed, over those computed between queries and
+            items. The comparisons of queries with centroids of leaves don't count, as those with the lists of
+            an inverted file don't.
         """
         return self.search_stats_.suf()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -12,7 +13,7 @@ import numpy as np
 
 from hqsearch.centroids import CentroidSums, LeafCentroids
 from hqsearch.codes import CellScores
-from hqsearch.search import LeafTable, RadiusResult, SearchResult, SearchStats
+from hqsearch.search import LeafTable, RadiusResult, SearchResult, SearchStats, check_count
 
 # Embedding, level scores and codes of some items or queries.
 Described = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -37,7 +38,8 @@ class FittedItems:
     cell_scores : CellScores
         Mean level scores of the items that share a code; shared by all snapshots.
     centroids : LeafCentroids or None
-        Where the leaves are; None for a tree of more than `MOST_BUCKETS` buckets in all its levels.
+        Where the leaves are; None for a tree of more than `MOST_BUCKETS` buckets in all its levels, more than
+        `MOST_LEAVES` leaves, or level scores that are not finite.
     label_parts : tuple of ndarray, or None
         Labels by position, in a few parts, the earlier ones the larger; None when some item came without.
     listing : {"codes", "centroids"}
@@ -74,7 +76,7 @@ class FittedItems:
             Their labels.
         listing : {"codes", "centroids"}, default="codes"
             Which leaves items are listed in. "centroids" starts with those of the codes, see
-            `LeafCentroids.refine`; without centroids the codes stay.
+            `LeafCentroids.refine`; where there are no centroids it is "codes".
         n_jobs : int or None, default=None
             Threads that look for the nearest centroids, as in joblib.
 
@@ -84,8 +86,7 @@ class FittedItems:
         """
         shape = {"branching_factor": branching_factor, "n_levels": n_levels}
         has_centroids = branching_factor * n_levels <= MOST_BUCKETS
-        refined = listing == "centroids" and has_centroids
-        sums = CentroidSums(**shape, keep=refined) if has_centroids else None
+        sums = CentroidSums(**shape, keep=listing == "centroids") if has_centroids else None
         parts: list[tuple[np.ndarray, np.ndarray]] = []
 
         def pass_on() -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -97,8 +98,9 @@ class FittedItems:
 
         cell_scores = CellScores.from_blocks(pass_on())
         embedding, codes = (np.concatenate(column) for column in zip(*parts, strict=True))
-        centroids = None if sums is None else sums.finish()
-        if refined and len(codes):
+        centroids = sums.finish() if sums is not None and sums.usable else None
+        listing = "codes" if centroids is None else listing
+        if listing == "centroids" and len(codes):
             assert sums is not None
             assert centroids is not None
             directions = sums.directions()
@@ -135,7 +137,7 @@ class FittedItems:
         sums = CentroidSums(branching_factor=table.branching_factor, n_levels=table.n_levels)
         for _, described in self.own_queries():
             sums.add(*described)
-        return sums.finish()
+        return sums.finish() if sums.usable else None
 
     def own_queries(self) -> Iterator[tuple[np.ndarray, Described]]:
         """Positions of the live items, block by block, and what is known of them as queries."""
@@ -222,23 +224,31 @@ class FittedItems:
         options : dict
             `n_probes` and `probing` for the table.
         """
+        if probing != "centroids" and self.listing == "centroids":
+            raise ValueError(
+                f"Expected probing='centroids' for items that are listed by centroids, got {probing!r}; "
+                "fit with listing='codes' for leaves by codes."
+            )
         if probing != "centroids" or self.centroids is None:
             fallback = "best_first" if probing == "centroids" else probing
             return described, {"n_probes": n_probes, "probing": fallback}
         embedding, level_scores, codes = described
-        n_opened = codes.shape[1] if n_probes is None else n_probes
+        n_opened = codes.shape[1] if n_probes is None else check_count("n_probes", n_probes)
         options = {"n_probes": n_opened, "probing": "best_first"}
         sizes = self._leaf_sizes if allowed is None else self._count_leaves(allowed)
         holds_items = sizes > 0
         n_leaves = int(np.count_nonzero(holds_items))
-        if n_leaves == 0 or len(embedding) == 0:
+        if n_leaves == 0 or len(embedding) == 0 or embedding.shape[1:] != (self.table.embedding_dim,):
+            # The table says what is wrong, if anything.
             return described, options
         there = None if n_leaves == len(sizes) else holds_items
         width = min(n_opened, n_leaves)
         most = min(max(n_opened, _MOST_RANKED), n_leaves)
         while True:
             rows = self.centroids.nearest(embedding, level_scores, width, allowed=there, n_jobs=n_jobs)
-            if width >= most or sizes[rows].sum(1).min() >= n_wanted:
+            # An item in several of the leaves counts in each; with enough even so, what a query gets does not
+            # depend on how many leaves are ranked, or on the other queries.
+            if width >= most or sizes[rows].sum(1).min() >= n_wanted * self.table.sparsity:
                 break
             width = min(4 * width, most)
         return (embedding, level_scores, self.centroids.leaf_ids[rows]), options
@@ -252,7 +262,8 @@ class FittedItems:
         assert self.centroids is not None
         leaf_ids, counts = self.table.count_in_leaves(allowed)
         sizes = np.zeros(len(self.centroids.leaf_ids), dtype=np.int64)
-        sizes[self.centroids.rows_of(leaf_ids)] = counts
+        rows = self.centroids.rows_of(leaf_ids)
+        sizes[rows[rows >= 0]] = counts[rows >= 0]
         return sizes
 
     # Changing
@@ -270,8 +281,11 @@ class FittedItems:
                 parts = (*parts[:-2], np.concatenate(parts[-2:]))
         centroids = self.centroids
         if centroids is not None:
-            centroids = centroids.add(embedding, level_scores, codes)
-            if self.listing == "centroids":
+            # By centroids, no more leaves come than the root of the items, as an inverted file has lists.
+            n_items = self.table.n_items + len(codes)
+            most = math.isqrt(n_items) if self.listing == "centroids" else None
+            centroids = centroids.add(embedding, level_scores, codes, most)
+            if self.listing == "centroids" and len(codes):
                 codes = centroids.list_items(embedding, level_scores, codes.shape[1])
         table = self.table.add(embedding, codes)
         self.cell_scores.add(codes, level_scores)

@@ -6,6 +6,7 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.neighbors import NearestNeighbors
 
 from hqsearch import HierarchicalHashIndex
+from hqsearch import centroids as centroids_module
 from hqsearch import items as items_module
 from hqsearch.centroids import PRIOR, CentroidSums
 from hqsearch.codes import greedy_codes
@@ -116,7 +117,7 @@ def test_further_items_bring_their_leaves_and_move_no_centroid():
     n_before = len(before.leaf_ids)
     more = before.add(embedding, level_scores, codes)
     assert len(before.leaf_ids) == n_before < len(more.leaf_ids) == len(np.unique(codes))
-    assert more.add(embedding, level_scores, codes) is more
+    assert before.add(*first) is before
     queries = describe(40, 1)
     np.testing.assert_array_equal(
         more.nearest(*queries[:2], 4, allowed=np.arange(len(more.leaf_ids)) < n_before),
@@ -396,3 +397,85 @@ def test_leaves_of_a_few_items_gone_astray_draw_no_queries():
     tiny = dict(branching_factor=D, n_levels=LEVELS, listing="centroids")
     many = [np.concatenate([a] + [a[2:]] * 2) for a in fitted]
     assert len(FittedItems.from_blocks([many], **tiny).table.occupied_leaves()) == 2
+
+
+def grouped(n_items, seed, n_groups, n_fitted_groups):
+    """Groups of items with codes of their own: what a trained encoder makes of classes."""
+    rng = np.random.default_rng(seed)
+    y = rng.integers(0, n_groups, n_items)
+    embedding = (np.eye(n_groups)[y] + 0.3 * rng.normal(size=(n_items, n_groups))).astype(np.float32)
+    level_scores = rng.normal(size=(n_items, LEVELS, D)).astype(np.float32)
+    level_scores[np.arange(n_items), 0, y % D] += 3
+    level_scores[np.arange(n_items), 1, y // D] += 3
+    described = (embedding, level_scores, greedy_codes(level_scores, 1))
+    early = y < n_fitted_groups
+    return tuple(a[early] for a in described), tuple(a[~early] for a in described), y
+
+
+def test_a_leaf_that_comes_item_by_item_is_found_like_one_that_comes_at_once():
+    fitted, late, _ = grouped(3000, 0, 6, 5)
+    items = FittedItems.from_blocks([fitted], branching_factor=D, n_levels=LEVELS)
+    at_once, one_by_one = items.add(*late, None), items
+    for i in range(len(late[0])):
+        one_by_one = one_by_one.add(*(a[i : i + 1] for a in late), None)
+    _, queries, _ = grouped(600, 1, 6, 5)
+    found = [each.search(queries, 10).positions for each in (at_once, one_by_one)]
+    for positions in found:
+        assert (positions >= len(fitted[0])).mean() > 0.92
+    # A later leaf is where all of its items are, however they came.
+    ours, theirs = one_by_one.centroids, at_once.centroids
+    np.testing.assert_array_equal(ours.leaf_ids, theirs.leaf_ids)
+    np.testing.assert_allclose(ours._table.stored_vectors()[1], theirs._table.stored_vectors()[1], atol=1e-6)
+
+
+def test_a_query_gets_the_same_alone_and_in_any_company():
+    fitted, queries = describe(300, 0, sparsity=2), describe(60, 1, sparsity=2)
+    items = FittedItems.from_blocks([fitted], branching_factor=D, n_levels=LEVELS)
+    for k in (1, 20, 60):
+        together = items.search(queries, k).positions
+        expected, _ = search_by_definition(fitted, queries, np.ones(300, bool), k, 2)
+        np.testing.assert_array_equal(together, expected)
+        for i in range(0, 60, 7):
+            alone = items.search(tuple(a[i : i + 1] for a in queries), k).positions
+            np.testing.assert_array_equal(alone[0], together[i])
+
+
+def test_few_leaves_come_by_centroids_and_none_beyond_the_root_of_the_items():
+    fitted, more = describe(30, 0), describe(300, 3)
+    items = refined(fitted)
+    n_before = len(items.centroids.leaf_ids)
+    added = items.add(*more, None)
+    assert n_before <= len(added.centroids.leaf_ids) == max(n_before, min(18, D**LEVELS))
+    few = items.add(*(a[:1] for a in more), None)
+    assert len(few.centroids.leaf_ids) == n_before
+    nothing = items.add(*(a[:0] for a in more), None)
+    assert nothing.table.n_items == 30
+
+
+@pytest.mark.parametrize("listing", ["codes", "centroids"])
+def test_scores_that_are_not_finite_and_too_many_leaves_are_probed_by_codes(listing, monkeypatch):
+    embedding, level_scores, codes = describe(300, 0)
+    forbidden = level_scores.copy()
+    forbidden[:, 0, 4] = -np.inf
+    cases = [(embedding, forbidden, greedy_codes(forbidden, 1)), (embedding, level_scores, codes)]
+    for i, fitted in enumerate(cases):
+        monkeypatch.setattr(centroids_module, "MOST_LEAVES", [1000, 20][i])
+        items = FittedItems.from_blocks([fitted] * 2, branching_factor=D, n_levels=LEVELS, listing=listing)
+        assert (items.centroids, items.listing) == (None, "codes")
+        np.testing.assert_array_equal(
+            items.search(fitted, 3).positions, items.table.search(*fitted, 3).positions
+        )
+
+
+def test_wrong_arguments_are_named(grid_encoder):
+    points = np.random.default_rng(0).uniform(-0.5, 3.5, (100, 2))
+    index = HierarchicalHashIndex(grid_encoder()).fit(points)
+    for wrong in (0, -1, 2.5, "3"):
+        with pytest.raises(ValueError, match="n_probes to be an integer >= 1"):
+            index.kneighbors(points, n_probes=wrong)
+    items = index._items
+    with pytest.raises(ValueError, match=r"queries of shape \(n_queries, 2\)"):
+        items.search((points[:, :1], np.zeros((100, 2, 4)), np.zeros((100, 1), int)), 3)
+    by_centroids = HierarchicalHashIndex(grid_encoder(), listing="centroids").fit(points)
+    with pytest.raises(ValueError, match="Expected probing='centroids' for items that are listed by"):
+        by_centroids.set_params(probing="best_first").kneighbors(points)

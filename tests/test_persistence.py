@@ -644,6 +644,16 @@ def test_an_index_saved_before_there_were_centroids_gets_them(plain, items, tmp_
         manifest["format_version"] = 1
         del manifest["state"]["_items"]["object"][1]["centroids"]
 
+    emptied = HierarchicalHashIndex(PlainEncoder()).fit(items)
+    codes = emptied.table_.stored_codes()[:, 0]
+    for gone in (np.flatnonzero(codes == codes.max()), np.arange(len(items))):
+        emptied.remove(np.setdiff1d(gone, np.flatnonzero(emptied._items.table._live_flags == 0)))
+        emptied.save(tmp_path)
+        rewrite_manifest(tmp_path, make_old)
+        loaded = HierarchicalHashIndex.load(tmp_path, encoder=PlainEncoder)
+        assert loaded.n_samples_fit_ == emptied.n_samples_fit_
+        if loaded.n_samples_fit_:
+            assert not np.isin(loaded.kneighbors(items, 3)[1], gone).any()
     plain.save(tmp_path)
     rewrite_manifest(tmp_path, make_old)
     loaded = HierarchicalHashIndex.load(tmp_path, encoder=PlainEncoder)

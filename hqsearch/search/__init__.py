@@ -4,6 +4,7 @@ Numba is imported by the first table that is built, not with this package.
 """
 
 from hqsearch.search.arrays import table_arrays, table_from_arrays
+from hqsearch.search.checks import check_count
 from hqsearch.search.directions import level_directions
 from hqsearch.search.results import RadiusResult, SearchResult, SearchStats
 from hqsearch.search.table import LeafTable
@@ -13,6 +14,7 @@ __all__ = [
     "RadiusResult",
     "SearchResult",
     "SearchStats",
+    "check_count",
     "level_directions",
     "table_arrays",
     "table_from_arrays",
