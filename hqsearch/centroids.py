@@ -256,8 +256,6 @@ class LeafCentroids:
 
     def rows_of(self, leaf_ids: np.ndarray) -> np.ndarray:
         """Row of each leaf id, -1 where it is not there (int64)."""
-        if not len(self.leaf_ids):
-            return np.full(leaf_ids.shape, -1)
         places = np.searchsorted(self.leaf_ids, leaf_ids, sorter=self._order)
         rows = self._order[np.minimum(places, len(self._order) - 1)]
         return np.where(self.leaf_ids[rows] == leaf_ids, rows, -1)

@@ -404,7 +404,7 @@ def grouped(n_items, seed, n_groups, n_fitted_groups):
     rng = np.random.default_rng(seed)
     y = rng.integers(0, n_groups, n_items)
     embedding = (np.eye(n_groups)[y] + 0.3 * rng.normal(size=(n_items, n_groups))).astype(np.float32)
-    level_scores = rng.normal(size=(n_items, LEVELS, D)).astype(np.float32)
+    level_scores = (0.3 * rng.normal(size=(n_items, LEVELS, D))).astype(np.float32)
     level_scores[np.arange(n_items), 0, y % D] += 3
     level_scores[np.arange(n_items), 1, y // D] += 3
     described = (embedding, level_scores, greedy_codes(level_scores, 1))
@@ -423,6 +423,7 @@ def test_a_leaf_that_comes_item_by_item_is_found_like_one_that_comes_at_once():
     for positions in found:
         assert (positions >= len(fitted[0])).mean() > 0.92
     # A later leaf is where all of its items are, however they came.
+    assert len(at_once.centroids.leaf_ids) > len(items.centroids.leaf_ids)
     ours, theirs = one_by_one.centroids, at_once.centroids
     np.testing.assert_array_equal(ours.leaf_ids, theirs.leaf_ids)
     np.testing.assert_allclose(ours._table.stored_vectors()[1], theirs._table.stored_vectors()[1], atol=1e-6)
@@ -440,6 +441,17 @@ def test_a_query_gets_the_same_alone_and_in_any_company():
             np.testing.assert_array_equal(alone[0], together[i])
 
 
+def test_items_in_several_leaves_are_counted_once():
+    # Twelve groups of ten, each in two leaves of its own: two leaves hold ten items, not twenty.
+    embedding, level_scores, _ = describe(120, 0)
+    codes = np.arange(120)[:, None] % 12 * 2 + [[0, 1]]
+    queries = (*describe(40, 1)[:2], codes[:40])
+    fitted = (embedding, level_scores, codes)
+    items = FittedItems.from_blocks([fitted], branching_factor=D, n_levels=LEVELS)
+    expected, _ = search_by_definition(fitted, queries, np.ones(120, bool), 16, 2)
+    np.testing.assert_array_equal(items.search(queries, 16).positions, expected)
+
+
 def test_few_leaves_come_by_centroids_and_none_beyond_the_root_of_the_items():
     fitted, more = describe(30, 0), describe(300, 3)
     items = refined(fitted)
@@ -448,6 +460,8 @@ def test_few_leaves_come_by_centroids_and_none_beyond_the_root_of_the_items():
     assert n_before <= len(added.centroids.leaf_ids) == max(n_before, min(18, D**LEVELS))
     few = items.add(*(a[:1] for a in more), None)
     assert len(few.centroids.leaf_ids) == n_before
+    start = refined(describe(4, 0))
+    assert len(start.add(*more, None).centroids.leaf_ids) == 17
     nothing = items.add(*(a[:0] for a in more), None)
     assert nothing.table.n_items == 30
 
@@ -460,7 +474,8 @@ def test_scores_that_are_not_finite_and_too_many_leaves_are_probed_by_codes(list
     cases = [(embedding, forbidden, greedy_codes(forbidden, 1)), (embedding, level_scores, codes)]
     for i, fitted in enumerate(cases):
         monkeypatch.setattr(centroids_module, "MOST_LEAVES", [1000, 20][i])
-        items = FittedItems.from_blocks([fitted] * 2, branching_factor=D, n_levels=LEVELS, listing=listing)
+        blocks = [cases[1], fitted]
+        items = FittedItems.from_blocks(blocks, branching_factor=D, n_levels=LEVELS, listing=listing)
         assert (items.centroids, items.listing) == (None, "codes")
         np.testing.assert_array_equal(
             items.search(fitted, 3).positions, items.table.search(*fitted, 3).positions

@@ -653,6 +653,7 @@ def test_an_index_saved_before_there_were_centroids_gets_them(plain, items, tmp_
         loaded = HierarchicalHashIndex.load(tmp_path, encoder=PlainEncoder)
         assert loaded.n_samples_fit_ == emptied.n_samples_fit_
         if loaded.n_samples_fit_:
+            assert loaded._items._leaf_sizes.sum() == loaded.n_samples_fit_
             assert not np.isin(loaded.kneighbors(items, 3)[1], gone).any()
     plain.save(tmp_path)
     rewrite_manifest(tmp_path, make_old)
