@@ -299,6 +299,12 @@ def test_no_kernel_is_compiled_anew_for_a_mapped_index(plain, items, tmp_path, m
     arrays = table_arrays(loaded._items.table)[1]
     assert not any(array.flags.writeable for array in arrays.values())
     assert_same_index(loaded, plain, items[:9])
+    # As joblib maps what it hands to other processes: after a search, which leaves more behind.
+    joblib.dump(loaded._items, tmp_path / "pickled")
+    mapped = joblib.load(tmp_path / "pickled", mmap_mode="r")
+    queries = plain._describe(items[:9])
+    found, expected = (each.search(queries, 3).positions for each in (mapped, plain._items))
+    np.testing.assert_array_equal(found, expected)
     for kernel in (engine.search_slice, engine.plan_search, engine.score_pairs):
         for signature in kernel.signatures:
             assert all(argument.mutable for argument in signature if hasattr(argument, "layout"))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -128,6 +129,10 @@ class Segment:
             return None
         raw = raws[0] if len(raws) == 1 else np.concatenate(raws)
         return cls.build(raw[order], codes[order], positions[order], low, step)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # What is derived from the arrays is not: read from a mapped file it would be of another type.
+        return {name: getattr(self, name) for name in Segment.__annotations__}
 
     @property
     def n_rows(self) -> int:
