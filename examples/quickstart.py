@@ -56,9 +56,7 @@ def evaluate(seed: int, memory: str) -> tuple[dict[str, list[float]], Hierarchic
             micros = microseconds_a_query(lambda e=encoder: scan.kneighbors(e.embed(X_query)), len(X_query))
             precisions = [100 * precision_at_k(y_query, y[found], k=k) for k in KS]
             rows["exhaustive"] = [*precisions, 1.0, np.nan, micros]
-        # Listed by codes, as where fit trains the encoder: these are the items that it was trained on.
-        index = HierarchicalHashIndex(FrozenEstimator(encoder), n_neighbors=max(KS), listing="codes")
-        index.fit(X, y)
+        index = HierarchicalHashIndex(FrozenEstimator(encoder), n_neighbors=max(KS)).fit(X, y)
         found, stats = index.kneighbors(X_query, return_distance=False, return_stats=True)
         micros = microseconds_a_query(lambda i=index: i.kneighbors(X_query), len(X_query))
         # Each k is a search of its own: fewer neighbours may need fewer leaves.

@@ -14,12 +14,16 @@ from hqsearch.search import LeafTable, level_directions
 
 # Weight of a leaf's size where items are listed by their codes: as the logarithm of its share in a mixture.
 PRIOR = 0.2
+# Weights of the level scores' distances, to the leaf's code and to its items' mean; their sum is always 2.
+CODE_WEIGHT, REFINED_CODE_WEIGHT = 1.0, 0.5
 # How often items and centroids take turns to move, and the share of the items that may move in the last turn.
 N_ROUNDS, SETTLED_SHARE = 5, 0.005
 # A leaf of fewer items, as a share of the mean, is of items whose codes went wrong.
-TINY_SHARE = 0.02
+TINY_SHARE = 0.25
 # Ranking more of them for each query takes longer than it saves.
 MOST_LEAVES = 16384
+# Mean size below which no leaf is parted: a query wants its neighbours from the first that it opens.
+_FEWEST_ITEMS = 48
 _BLOCK = 16384
 
 
@@ -38,12 +42,15 @@ class LeafCentroids:
     logarithm of the largest leaf's size over theirs: a leaf of two items whose codes went wrong lies between
     classes, and would draw all queries that do.
 
+    Where items are listed by the nearest centroids there is no such weight, the distance to the code counts
+    half, and the one to the mean level scores one and a half times.
+
     The centroids of the items of a fit stay where they are, as those of an inverted file do. Leaves that come
     later grow with the items that are added to them.
 
     Notes
     -----
-    Memory in bytes: `4 * (n_levels * branching_factor + embedding_dim + 1) + 12` for each leaf, three times
+    Memory in bytes: `4 * (n_levels * branching_factor + embedding_dim + 1) + 20` for each leaf, three times
     as many for a later one. Ranking takes as many multiplications for each query and leaf as a centroid has
     numbers.
     """
@@ -57,6 +64,9 @@ class LeafCentroids:
     _branching_factor: int
     _prior: float
     _largest: int
+    _code_weight: float
+    # Leaves whose codes those of the fit have: their own, but for those that came from parting one.
+    _fitted_codes: np.ndarray
 
     @cached_property
     def leaf_ids(self) -> np.ndarray:
@@ -68,18 +78,20 @@ class LeafCentroids:
         """All centroids, in the order of `leaf_ids`."""
         if not len(self._later[0]):
             return self._vectors
-        vectors = self._place(*self._later)
+        vectors = self._place(self._later[0], *self._later[1:])
         return self._vectors.add(vectors, np.zeros((len(vectors), 1), dtype=np.int64))
 
     def _place(
-        self, leaf_ids: np.ndarray, counts: np.ndarray, embeddings: np.ndarray, directions: np.ndarray
+        self, codes: np.ndarray, counts: np.ndarray, embeddings: np.ndarray, directions: np.ndarray
     ) -> np.ndarray:
         """Turn sums of leaves into vectors whose distances to queries' vectors are those of the leaves."""
         directions = directions / counts[:, None]
-        codes = self._code_directions(leaf_ids)
-        # |u - b|^2 + |u - c|^2 = 2 |u - (b + c) / 2|^2 + |b - c|^2 / 2: a coordinate for the last term.
-        middle = (codes + directions) / math.sqrt(2)
-        apart = np.square(codes - directions).sum(1) / 2
+        ideal = self._code_directions(codes)
+        # With weights v and w of sum 2, v |u - b|^2 + w |u - c|^2 = 2 |u - (v b + w c) / 2|^2 + v w / 2 *
+        # |b - c|^2: a coordinate for the last term.
+        for_code, for_mean = self._code_weight, 2 - self._code_weight
+        middle = (for_code * ideal + for_mean * directions) / math.sqrt(2)
+        apart = for_code * for_mean / 2 * np.square(ideal - directions).sum(1)
         apart += self._prior * np.log(np.maximum(self._largest / counts, 1))
         vectors = np.hstack([middle, embeddings / counts[:, None] * self._scale, np.sqrt(apart)[:, None]])
         return vectors.astype(np.float32)
@@ -173,8 +185,10 @@ class LeafCentroids:
     ) -> tuple[LeafCentroids, np.ndarray]:
         """List items in their nearest leaves instead of those of their codes, as k-means does.
 
-        The leaves of the codes are where it starts, but for tiny ones: items move to the nearest centroids,
-        centroids to the mean of their items, up to `N_ROUNDS` times; a leaf that loses all its items is gone.
+        The leaves of the codes are where it starts, but for tiny ones, and with large ones parted: those of
+        more items than `wanted_leaves` would hold of equal size, into as many as that. Then items move to the
+        nearest centroids, centroids to the mean of their items, up to `N_ROUNDS` times; a leaf that loses all
+        its items is gone. In the end every item is where a query like it is sent.
 
         Parameters
         ----------
@@ -208,25 +222,60 @@ class LeafCentroids:
             )
             codes[astray] = centroids.leaf_ids[found]
             centroids = self._of(embedding, directions, codes)
+        centroids = centroids._parted(embedding, directions, codes)
         for _ in range(N_ROUNDS):
             listed = centroids.list_items(embedding, level_scores, sparsity, n_jobs)
             n_moved = np.count_nonzero((np.sort(listed, 1) != np.sort(codes, 1)).any(1))
             codes = listed
-            centroids = self._of(embedding, directions, codes)
+            centroids = centroids._of(embedding, directions, codes)
             if n_moved <= SETTLED_SHARE * len(codes):
                 break
+        # Where queries will look for them: the centroids stay.
+        codes = centroids.list_items(embedding, level_scores, sparsity, n_jobs)
         return centroids, codes
 
     def _of(self, embedding: np.ndarray, directions: np.ndarray, codes: np.ndarray) -> LeafCentroids:
-        """Centroids of items that are listed otherwise, in the same units, without a prior."""
+        """Centroids of items that are listed otherwise in these leaves, in the same units, no prior."""
         sums: tuple[np.ndarray, ...] | None = None
         for block in _blocks(len(codes)):
             part = _leaf_sums(embedding[block], directions[block], codes[block])
             sums = part if sums is None else _added(sums, part)
         assert sums is not None
         other = LeafCentroids.__new__(LeafCentroids)
-        vars(other).update(self.__getstate__(), _prior=0.0)
-        return other._with(sums[0], other._place(*sums))
+        vars(other).update(self.__getstate__(), _prior=0.0, _code_weight=REFINED_CODE_WEIGHT)
+        leaf_codes = self._fitted_codes[self.rows_of(sums[0])]
+        return other._with(sums[0], leaf_codes, other._place(leaf_codes, *sums[1:]))
+
+    def _parted(self, embedding: np.ndarray, directions: np.ndarray, codes: np.ndarray) -> LeafCentroids:
+        """Part the leaves that hold too many of these items; a part starts where one of its items is."""
+        rows = self.rows_of(codes.ravel())
+        sizes = np.bincount(rows, minlength=len(self.leaf_ids))
+        n_leaves_of_tree = self._branching_factor**self._n_levels
+        n_parts = _n_parts(sizes, wanted_leaves(len(codes)) / len(codes), min(n_leaves_of_tree, MOST_LEAVES))
+        large = np.flatnonzero(n_parts > 1)
+        if not len(large):
+            return self
+        rng = np.random.default_rng(0)
+        items = np.split(np.argsort(rows, kind="stable") // codes.shape[1], np.cumsum(sizes)[:-1])
+        starts = np.concatenate([rng.choice(items[row], n_parts[row], replace=False) for row in large])
+        leaf_codes = np.repeat(self._fitted_codes[large], n_parts[large])
+        # The first part of a leaf keeps its id; others get those next to it that nobody has.
+        first = np.cumsum(n_parts[large]) - n_parts[large]
+        leaf_ids = np.repeat(self.leaf_ids[large], n_parts[large])
+        more = np.ones(len(leaf_ids), dtype=bool)
+        more[first] = False
+        leaf_ids[more] = _free_leaves(leaf_ids[more], self.leaf_ids, n_leaves_of_tree)
+        ones = np.ones(len(starts))
+        vectors = self._place(
+            leaf_codes, ones, embedding[starts].astype(np.float64), directions[starts].astype(np.float64)
+        )
+        whole = n_parts == 1
+        own = self._vectors.stored_vectors()[1][whole]
+        return self._with(
+            np.append(self.leaf_ids[whole], leaf_ids),
+            np.append(self._fitted_codes[whole], leaf_codes),
+            np.concatenate([own, vectors]),
+        )
 
     def list_items(
         self, embedding: np.ndarray, level_scores: np.ndarray, sparsity: int, n_jobs: int | None = None
@@ -238,7 +287,7 @@ class LeafCentroids:
             listed[block] = self.leaf_ids[rows]
         return listed
 
-    def _with(self, leaf_ids: np.ndarray, vectors: np.ndarray) -> LeafCentroids:
+    def _with(self, leaf_ids: np.ndarray, leaf_codes: np.ndarray, vectors: np.ndarray) -> LeafCentroids:
         """Other leaves of the same tree, in the same units."""
         other = LeafCentroids.__new__(LeafCentroids)
         root = np.zeros((len(vectors), 1), dtype=np.int64)
@@ -246,13 +295,15 @@ class LeafCentroids:
         n_scores = self._n_levels * self._branching_factor
         none, sums = np.empty(0, dtype=np.int64), vectors[:0].astype(np.float64)
         later = (none, none, sums[:, n_scores:-1], sums[:, :n_scores])
-        vars(other).update(self.__getstate__(), _fitted_ids=leaf_ids, _vectors=table, _later=later)
+        fitted = {"_fitted_ids": leaf_ids, "_fitted_codes": leaf_codes, "_vectors": table, "_later": later}
+        vars(other).update(self.__getstate__(), **fitted)
         return other
 
     @property
     def nbytes(self) -> int:
         """Bytes of the arrays."""
-        return self._fitted_ids.nbytes + self._table.nbytes + sum(part.nbytes for part in self._later)
+        ids = self._fitted_ids.nbytes + self._fitted_codes.nbytes
+        return ids + self._table.nbytes + sum(part.nbytes for part in self._later)
 
     def rows_of(self, leaf_ids: np.ndarray) -> np.ndarray:
         """Row of each leaf id, -1 where it is not there (int64)."""
@@ -266,6 +317,11 @@ class LeafCentroids:
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: getattr(self, name, None) for name in LeafCentroids.__annotations__}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # Written before leaves were parted.
+        earlier = {"_code_weight": CODE_WEIGHT, "_fitted_codes": state["_fitted_ids"]}
+        vars(self).update(earlier | state)
 
 
 class CentroidSums:
@@ -331,12 +387,43 @@ class CentroidSums:
         centroids._scale = 1.0 if alike else 1 / math.sqrt(spread)
         centroids._n_levels, centroids._branching_factor = self.n_levels, self.branching_factor
         centroids._prior, centroids._largest = PRIOR, int(self._sums[1].max(initial=1))
-        return centroids._with(self._sums[0], centroids._place(*self._sums))
+        centroids._code_weight = CODE_WEIGHT
+        return centroids._with(self._sums[0], self._sums[0], centroids._place(*self._sums))
 
     def directions(self) -> np.ndarray:
         """Level scores of all items, centred and of unit length: float16, (n_items, n_levels * d)."""
         assert self._kept is not None
         return np.concatenate(self._kept)
+
+
+def wanted_leaves(n_items: int) -> int:
+    """Leaves to list items in by centroids, about, where the codes have no more: as an inverted file has."""
+    return max(1, min(2 * math.isqrt(n_items), n_items // _FEWEST_ITEMS))
+
+
+def _n_parts(sizes: np.ndarray, leaves_per_item: float, most: int) -> np.ndarray:
+    """Into how many leaves to part each of these, so that there are `most` at most (int64)."""
+    while True:
+        n_parts = np.maximum(np.rint(sizes * leaves_per_item).astype(np.int64), 1)
+        if n_parts.sum() <= most or n_parts.max() == 1:
+            return n_parts
+        leaves_per_item *= 0.9
+
+
+def _free_leaves(near: np.ndarray, taken: np.ndarray, n_leaves: int) -> list[int]:
+    """For each leaf of `near` another one of the tree close to it, none of those taken, each but once."""
+    occupied = set(taken.tolist())
+    offsets: dict[int, int] = {}
+    free = []
+    for leaf in near.tolist():
+        # Siblings come first: ids differ least in the last level. Before and after in turns.
+        offset = offsets.get(leaf, 1)
+        while not 0 <= leaf + offset < n_leaves or leaf + offset in occupied:
+            offset = -offset if offset > 0 else 1 - offset
+        offsets[leaf] = offset
+        free.append(leaf + offset)
+        occupied.add(leaf + offset)
+    return free
 
 
 def _blocks(n_items: int) -> Iterator[slice]:

@@ -64,10 +64,8 @@ class HierarchicalHashIndex(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transfor
         follow by the sum of their level scores ("best_first"), or in the papers' order, every leaf under the
         best parent before the second parent ("lexicographic").
     listing : {"auto", "codes", "centroids"}, default="auto"
-        Which leaves items are listed in: those of their codes, or those whose centroids are nearest, which
-        starts with the codes and moves items and centroids in turns, as k-means does. "auto" lists by
-        centroids where the encoder is frozen and `probing="centroids"`: the items may then be of classes that
-        it has not seen, whose codes scatter. Else it lists by codes.
+        Which leaves items are listed in: those of their codes, or those whose centroids are nearest (see
+        Notes). "auto" lists by centroids with `probing="centroids"` and by codes with the others.
     storage : {"float32", "float16", "int8"}, default="float32"
         How embedding vectors are kept.
     radius : float, default=1.0
@@ -110,6 +108,13 @@ class HierarchicalHashIndex(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transfor
     are listed and probed by codes, for a tree of more than 1024 buckets in all its levels, more than 16,384
     leaves, or level scores that are not finite. After the 64 nearest leaves, further ones follow by the sum
     of level scores.
+
+    Listed by centroids, items start in the leaves of their codes; leaves of less than a quarter of the mean
+    size are dissolved, large ones are parted, up to about `2 * sqrt(n_samples)` leaves for each code of an
+    item, and not below 48 items on average; then items and centroids move in turns, as in k-means. So the
+    speed-up does not end at the number of classes, and items of classes that a frozen encoder has not seen,
+    whose codes scatter, come together. Listed by codes there are about as many leaves as classes, and
+    `table_` and the other probings can be used.
 
     Reads never change the fitted index, so many threads may search at once. `add`, `remove` and `compact` put
     a new snapshot in the place of the old one: a search that runs meanwhile sees either, never half a change.
@@ -210,11 +215,10 @@ class HierarchicalHashIndex(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transfor
         return self
 
     def _resolve_listing(self) -> str:
-        """Say which leaves items are listed in: a frozen encoder may never have seen the like of them."""
+        """Say which leaves items are listed in: those where queries will look for them."""
         if self.listing != "auto":
             return self.listing
-        adapts = isinstance(self.encoder, FrozenEstimator) and self.probing == "centroids"
-        return "centroids" if adapts else "codes"
+        return "centroids" if self.probing == "centroids" else "codes"
 
     @staticmethod
     def _check_labels(X: Any, y: Any) -> np.ndarray | None:
@@ -488,9 +492,9 @@ class HierarchicalHashIndex(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transfor
         -------
         csr_matrix of shape (n_queries, n_positions_), dtype float64
             With `mode="distance"`, `n_neighbors + 1` entries per row, because a fitted item is its own
-            nearest neighbour; with `mode="connectivity"`, `n_neighbors`. With `probing="centroids"` the few
-            fitted items whose nearest leaf is not the one that they are listed in don't find themselves; with
-            "best_first" all do.
+            nearest neighbour; with `mode="connectivity"`, `n_neighbors`. With `probing="centroids"` and
+            `listing="codes"` some fitted items are not listed in the leaf that is nearest, and don't find
+            themselves.
         """
         check_is_fitted(self)
         return self.kneighbors_graph(X, self.n_neighbors + (self.mode == "distance"), self.mode)
@@ -639,8 +643,7 @@ class HierarchicalHashIndex(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transfor
 
         The cheapest path for one query at a time, for callers that have embedding, level scores and codes
         already (`encoder_.describe`): `index.table_.search(embedding, level_scores, codes, n_neighbors)`. It
-        opens the leaves of the codes, as `probing="best_first"` does, so the items must be listed by codes:
-        over a frozen encoder, fit with `listing="codes"`.
+        opens the leaves of the codes, so fit with `probing="best_first"`, which lists by codes.
         """
         check_is_fitted(self)
         return self._items.table

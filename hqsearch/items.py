@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -11,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from hqsearch.centroids import CentroidSums, LeafCentroids
+from hqsearch.centroids import CentroidSums, LeafCentroids, wanted_leaves
 from hqsearch.codes import CellScores
 from hqsearch.search import LeafTable, RadiusResult, SearchResult, SearchStats, check_count
 
@@ -281,9 +280,9 @@ class FittedItems:
                 parts = (*parts[:-2], np.concatenate(parts[-2:]))
         centroids = self.centroids
         if centroids is not None:
-            # By centroids, no more leaves come than the root of the items, as an inverted file has lists.
+            # By centroids, no more leaves come than a fit would ask for.
             n_items = self.table.n_items + len(codes)
-            most = math.isqrt(n_items) if self.listing == "centroids" else None
+            most = wanted_leaves(n_items) if self.listing == "centroids" else None
             centroids = centroids.add(embedding, level_scores, codes, most)
             if self.listing == "centroids" and len(codes):
                 codes = centroids.list_items(embedding, level_scores, codes.shape[1])

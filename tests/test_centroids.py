@@ -8,7 +8,7 @@ from sklearn.neighbors import NearestNeighbors
 from hqsearch import HierarchicalHashIndex
 from hqsearch import centroids as centroids_module
 from hqsearch import items as items_module
-from hqsearch.centroids import PRIOR, CentroidSums
+from hqsearch.centroids import PRIOR, REFINED_CODE_WEIGHT, CentroidSums, wanted_leaves
 from hqsearch.codes import greedy_codes
 from hqsearch.items import FittedItems
 
@@ -36,23 +36,28 @@ def unit(scores):
     return flat / np.linalg.norm(flat, axis=1, keepdims=True)
 
 
-def distances_by_definition(fitted, queries, prior=PRIOR):
-    """Squared distances, (n_queries, n_leaves), and the leaves in ascending order."""
+def distances_by_definition(fitted, queries, prior=PRIOR, weight=1.0, code_of=None):
+    """Squared distances, (n_queries, n_leaves), and the leaves in ascending order.
+
+    `weight` is that of the code's distance, `code_of` the leaf whose code each leaf has.
+    """
     embedding, level_scores, codes = fitted
     leaf_ids = np.unique(codes)
     deviation = embedding - embedding.mean(0)
     scale = 1 / np.sqrt((deviation.astype(np.float64) ** 2).sum(1).mean())
     total = []
+    d = level_scores.shape[2]
     for leaf in leaf_ids:
         members = (codes == leaf).any(1)
-        code = np.zeros((1, LEVELS, D))
-        code[0, 0, leaf // D] = code[0, 1, leaf % D] = 1
-        pairs = [
-            (unit(queries[1]), unit(code)[0]),
-            (unit(queries[1]), unit(level_scores[members]).mean(0)),
-            (queries[0] * scale, embedding[members].mean(0) * scale),
+        own = leaf if code_of is None else code_of[leaf]
+        code = np.zeros((1, LEVELS, d))
+        code[0, 0, own // d] = code[0, 1, own % d] = 1
+        terms = [
+            (weight, unit(queries[1]), unit(code)[0]),
+            (2 - weight, unit(queries[1]), unit(level_scores[members]).mean(0)),
+            (1, queries[0] * scale, embedding[members].mean(0) * scale),
         ]
-        total.append(sum(((ours - theirs) ** 2).sum(1) for ours, theirs in pairs))
+        total.append(sum(w * ((ours - theirs) ** 2).sum(1) for w, ours, theirs in terms))
     sizes = np.array([(codes == leaf).sum() for leaf in leaf_ids])
     return np.array(total).T + prior * np.log(sizes.max() / sizes), leaf_ids
 
@@ -265,7 +270,7 @@ def test_a_tree_of_many_buckets_has_no_centroids_and_is_probed_best_first(monkey
 
 def test_an_index_probes_by_centroids_unless_told_otherwise(grid_encoder):
     points = np.random.default_rng(0).uniform(-0.5, 3.5, (400, 2))
-    index = HierarchicalHashIndex(grid_encoder()).fit(points)
+    index = HierarchicalHashIndex(grid_encoder(), listing="codes").fit(points)
     by_default = index.kneighbors(points, 40, n_probes=2)[1]
     encoder = index.encoder_
     described = encoder.embed(points), encoder.level_scores(points), encoder.encode(points)
@@ -286,10 +291,10 @@ def test_lists_for_faiss_are_those_of_the_search(grid_encoder):
         assert sizes[lists].sum() == stats.candidates
 
 
-def refined(fitted):
+def refined(fitted, branching_factor=D):
     return FittedItems.from_blocks(
         [tuple(a[i : i + 70] for a in fitted) for i in range(0, len(fitted[0]), 70)],
-        branching_factor=D, n_levels=LEVELS, listing="centroids",
+        branching_factor=branching_factor, n_levels=LEVELS, listing="centroids",
     )  # fmt: skip
 
 
@@ -298,15 +303,21 @@ def test_items_listed_by_centroids_are_in_their_nearest_leaves(sparsity):
     fitted = describe(300, 0, sparsity)
     items = refined(fitted)
     codes = items.table.stored_codes()
-    distances, leaf_ids = distances_by_definition((*fitted[:2], codes), fitted, prior=0)
+    # They are where queries like them are sent, but for level scores rounded to half precision.
+    rows = items.centroids.nearest(*fitted[:2], sparsity)
+    assert (np.sort(items.centroids.leaf_ids[rows], 1) == codes).all(1).mean() > 0.99
+    # After five turns leaves are where their items are, and these not where they began.
+    distances, leaf_ids = distances_by_definition((*fitted[:2], codes), fitted, 0, REFINED_CODE_WEIGHT)
     nearest = np.sort(leaf_ids[np.argsort(distances, 1)[:, :sparsity]], 1)
-    # After five turns hardly any item wants to move.
     assert (nearest == codes).all(1).mean() > 0.9
     assert (nearest == np.sort(fitted[2], 1)).all(1).mean() < 0.8
-    # A leaf is where its items are.
-    rows = items.centroids.nearest(*fitted[:2], len(leaf_ids))
-    np.testing.assert_array_equal(items.centroids.leaf_ids, leaf_ids)
+    rows = of_these(items, fitted, codes).nearest(*fitted[:2], len(leaf_ids))
     np.testing.assert_array_equal(rows[:, 0], np.argmin(distances, 1))
+
+
+def of_these(items, fitted, codes):
+    """Centroids of items that are listed by centroids, made of all that are in each leaf."""
+    return items.centroids._of(fitted[0], unit(fitted[1]), codes)
 
 
 def test_listing_by_centroids_gathers_what_codes_scatter():
@@ -327,6 +338,82 @@ def test_listing_by_centroids_gathers_what_codes_scatter():
     theirs, _ = precision(by_codes)
     assert ours > 0.95 > 0.85 > theirs
     assert our_suf > 10
+
+
+def in_few_leaves(n_items, d):
+    """Items of three codes in a tree of d * d leaves."""
+    rng = np.random.default_rng(0)
+    codes = np.array([0, d + 1, d * d - 1])[rng.integers(0, 3, n_items)][:, None]
+    level_scores = rng.normal(size=(n_items, LEVELS, d)).astype(np.float32)
+    level_scores[np.arange(n_items), 0, codes[:, 0] // d] += 8
+    level_scores[np.arange(n_items), 1, codes[:, 0] % d] += 8
+    return rng.normal(size=(n_items, 3)).astype(np.float32), level_scores, codes
+
+
+def test_large_leaves_are_parted_as_an_inverted_file_would():
+    fitted = in_few_leaves(1500, 16)
+    items = refined(fitted, branching_factor=16)
+    codes = items.table.stored_codes()
+    leaf_ids, sizes = np.unique(codes, return_counts=True)
+    assert 0.9 * wanted_leaves(1500) < len(leaf_ids) <= wanted_leaves(1500) + 3
+    assert sizes.max() < 5 * sizes.mean()
+    assert leaf_ids.min() >= 0
+    assert leaf_ids.max() < 256
+    # A part has the code of the leaf that it came from.
+    code_of = dict(zip(items.centroids.leaf_ids, items.centroids._fitted_codes, strict=True))
+    parents = np.array([code_of[leaf] for leaf in codes[:, 0]])
+    assert set(parents) == {0, 17, 255}
+    assert (parents == fitted[2][:, 0]).mean() > 0.95
+    distances, _ = distances_by_definition((*fitted[:2], codes), fitted, 0, REFINED_CODE_WEIGHT, code_of)
+    rows = of_these(items, fitted, codes).nearest(*fitted[:2], len(leaf_ids))
+    np.testing.assert_array_equal(rows[:, 0], np.argmin(distances, 1))
+    assert (codes[:, 0] == leaf_ids[rows[:, 0]]).mean() > 0.9
+    # The same items, the same leaves.
+    np.testing.assert_array_equal(refined(fitted, branching_factor=16).table.stored_codes(), codes)
+
+
+def test_with_several_codes_there_are_as_many_times_more_leaves():
+    embedding, level_scores, codes = in_few_leaves(1500, 16)
+    codes = np.hstack([codes, np.array([[34, 51, 68]]).repeat(500, 0).reshape(1500, 1)])
+    items = refined((embedding, level_scores, np.sort(codes, 1)), branching_factor=16)
+    stored = items.table.stored_codes()
+    assert (stored[:, 0] < stored[:, 1]).all()
+    assert 1.5 * wanted_leaves(1500) < len(items.table.occupied_leaves()) <= 2 * wanted_leaves(1500) + 6
+    rows = items.centroids.nearest(embedding, level_scores, 2)
+    assert (np.sort(items.centroids.leaf_ids[rows], 1) == stored).all(1).mean() > 0.99
+
+
+def test_no_leaf_is_parted_beyond_the_tree_or_where_all_items_are_equal(monkeypatch):
+    embedding, level_scores, codes = in_few_leaves(900, 4)
+    items = refined((embedding, level_scores, codes), branching_factor=4)
+    assert 14 <= len(items.table.occupied_leaves()) <= 16
+    monkeypatch.setattr(centroids_module, "MOST_LEAVES", 9)
+    items = refined((embedding, level_scores, codes), branching_factor=4)
+    assert 7 <= len(items.table.occupied_leaves()) <= 9
+    monkeypatch.undo()
+    equal = tuple(a[:1].repeat(900, 0) for a in (embedding, level_scores, codes))
+    items = refined(equal, branching_factor=4)
+    assert len(items.table.occupied_leaves()) == 1
+    assert items.search(equal, 5).n_found == 5
+
+
+def test_parts_take_the_free_leaves_nearest_to_where_they_came_from():
+    taken = np.array([0, 3, 4, 8])
+    free = centroids_module._free_leaves(np.array([0, 0, 4, 4, 8]), taken, 9)
+    assert free == [1, 2, 5, 6, 7]
+    assert centroids_module._free_leaves(np.array([2**61]), np.array([2**61]), 2**62) == [2**61 + 1]
+
+
+def test_centroids_saved_before_leaves_were_parted_rank_as_they_did():
+    fitted = describe(300, 0)
+    centroids = centroids_of(fitted)
+    state = centroids.__getstate__()
+    del state["_code_weight"], state["_fitted_codes"]
+    earlier = type(centroids).__new__(type(centroids))
+    earlier.__setstate__(state)
+    more = describe(40, 1)
+    ours, theirs = (each.add(*more).nearest(*more[:2], 5) for each in (centroids, earlier))
+    np.testing.assert_array_equal(ours, theirs)
 
 
 def test_items_added_to_leaves_by_centroids_go_to_the_nearest():
@@ -356,9 +443,9 @@ def test_fewer_leaves_than_an_item_needs_stay_as_they_are():
 
 
 @pytest.mark.parametrize(("listing", "frozen", "by_codes"), [
-    ("auto", False, True), ("auto", True, False), ("codes", True, True), ("centroids", False, False),
+    ("auto", False, False), ("auto", True, False), ("codes", True, True), ("centroids", False, False),
 ])  # fmt: skip
-def test_an_index_lists_by_centroids_over_a_frozen_encoder(grid_encoder, listing, frozen, by_codes):
+def test_an_index_lists_items_where_queries_look_for_them(grid_encoder, listing, frozen, by_codes):
     points = np.random.default_rng(0).uniform(-0.5, 3.5, (400, 2))
     encoder = grid_encoder()
     if frozen:
@@ -394,9 +481,9 @@ def test_leaves_of_a_few_items_gone_astray_draw_no_queries():
     items = FittedItems.from_blocks([fitted], branching_factor=D, n_levels=LEVELS)
     opened = items.search(queries, 1).stats.candidates / 198
     assert opened > 95
-    tiny = dict(branching_factor=D, n_levels=LEVELS, listing="centroids")
-    many = [np.concatenate([a] + [a[2:]] * 2) for a in fitted]
-    assert len(FittedItems.from_blocks([many], **tiny).table.occupied_leaves()) == 2
+    # The two are a leaf of their own no more; the others' leaves are parted.
+    centroids = refined([np.concatenate([a] + [a[2:]] * 2) for a in fitted]).centroids
+    assert set(centroids._fitted_codes) == {0, 6}
 
 
 def grouped(n_items, seed, n_groups, n_fitted_groups):
@@ -452,16 +539,16 @@ def test_items_in_several_leaves_are_counted_once():
     np.testing.assert_array_equal(items.search(queries, 16).positions, expected)
 
 
-def test_few_leaves_come_by_centroids_and_none_beyond_the_root_of_the_items():
+def test_few_leaves_come_by_centroids_and_none_beyond_those_of_a_fit():
     fitted, more = describe(30, 0), describe(300, 3)
     items = refined(fitted)
     n_before = len(items.centroids.leaf_ids)
     added = items.add(*more, None)
-    assert n_before <= len(added.centroids.leaf_ids) == max(n_before, min(18, D**LEVELS))
+    assert n_before <= len(added.centroids.leaf_ids) == n_before >= wanted_leaves(330)
     few = items.add(*(a[:1] for a in more), None)
     assert len(few.centroids.leaf_ids) == n_before
     start = refined(describe(4, 0))
-    assert len(start.add(*more, None).centroids.leaf_ids) == 17
+    assert len(start.add(*more, None).centroids.leaf_ids) == max(len(start.centroids.leaf_ids), 304 // 48)
     nothing = items.add(*(a[:0] for a in more), None)
     assert nothing.table.n_items == 30
 
