@@ -131,10 +131,13 @@ class Records:
     """Finished groups of records, a JSON line each, in the folder that a later run goes on from."""
 
     def __init__(self, folder, settings):
-        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+        # An encoder's training does not depend on what others are trained beside it.
+        training = {name: value for name, value in settings.items() if name != "sparsities"}
+        digest = hashlib.sha256(json.dumps(training, sort_keys=True).encode()).hexdigest()[:16]
         self.folder = folder / digest
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.path = self.folder / f"records-{measuring_source()}.jsonl"
+        sparsities = "-".join(str(s) for s in settings["sparsities"])
+        self.path = self.folder / f"records-{sparsities}-{measuring_source()}.jsonl"
         self.groups = {}
         if self.path.exists():
             whole, _, torn = self.path.read_text().rpartition("\n")

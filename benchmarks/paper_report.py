@@ -236,6 +236,7 @@ def write(result, stem):
 # The curves that are drawn.
 COLOURS = {
     "hqsearch": "#d8432e",
+    "hqsearch, listed by codes": "#8d1f3c",
     "hqsearch, own leaves": "#f0a59b",
     "one level": "#e8a33d",
     "softmax": "#3b6fb5",

@@ -27,13 +27,14 @@ faiss.omp_set_num_threads(1)
 KS = (1, 4, 16)
 PROBES = (1, 2, 4, 8, 16, 32, 64, 128)
 EFS = (16, 32, 64, 128, 256)
-# The index's defaults, and the papers' way: what is added to a system's name.
-PROBINGS = {"centroids": "", "best_first": ", own leaves"}
 
-
-def listing_of(probing, base, places):
-    """Where items are listed: by default by centroids, unless the encoder was fitted on them."""
-    return "codes" if probing == "best_first" or base == places.fitted_on else "centroids"
+# Ways to search that are measured: what is added to a system's name, and the index's parameters. They are its
+# defaults, items listed by their codes, and the papers' way.
+VARIANTS = {
+    "": {"probing": "centroids", "listing": "centroids"},
+    ", listed by codes": {"probing": "centroids", "listing": "codes"},
+    ", own leaves": {"probing": "best_first", "listing": "codes"},
+}
 
 
 class Embedded(BaseEstimator):
@@ -56,7 +57,6 @@ class Places:
         self.parts = {"gallery": task.gallery_X, "query": task.query_X}
         self.labels = {"gallery": task.gallery_y, "query": task.query_y}
         self.directions = {"test->train": "gallery", "test->test": "query"}
-        self.fitted_on = "gallery" if task.gallery_X is task.X else None
 
     def apply(self, function):
         """Apply a function to both parts; return the results, and the query part's microseconds an item."""
@@ -104,22 +104,23 @@ def search_codes(system, sparsity, encoder, described, encode_us, places, *, cur
         codes = described[base][2]
         own = np.arange(len(codes)) if base == "query" else None
         y, base_y = places.labels["query"], places.labels[base]
-        for probing, suffix in PROBINGS.items():
+        for suffix, way in VARIANTS.items():
             items = FittedItems.from_blocks(
                 [described[base]],
                 branching_factor=encoder.branching_factor,
                 n_levels=encoder.n_levels,
-                listing=listing_of(probing, base, places),
+                listing=way["listing"],
             )
-            if probing == "centroids" and items.centroids is None:
+            if way["probing"] == "centroids" and items.centroids is None:
                 continue
 
-            def ask(k, n_probes=None, items=items, own=own, probing=probing):
+            def ask(k, n_probes=None, items=items, own=own, probing=way["probing"]):
                 return items.search(
                     described["query"], k, n_probes=n_probes, probing=probing, exclude=own, n_jobs=1
                 )
 
             record = {"system": system + suffix, "s": sparsity, "direction": direction}
+            record["n_leaves"] = len(items.table.occupied_leaves())
             for k in KS:
                 # A search of its own for each k: leaves are opened until k candidates are there.
                 started = time.perf_counter()
@@ -181,13 +182,13 @@ def _ivf(system, direction, gallery, queries, own, y, base_y, n_lists):
     yield {"system": system, "s": None, "direction": direction, "n_lists": int(n_lists), "curve": curve}
 
 
-def search_as_many_lists(vectors, codes, places):
-    """IVF-Flat with as many lists as the codes occupy leaves: the same table, but for who made its cells."""
+def search_as_many_lists(vectors, n_leaves, places):
+    """IVF-Flat with as many lists as our index has leaves: the same table, but for who made its cells."""
     for direction, base in places.directions.items():
         gallery, queries = (np.ascontiguousarray(vectors[name], np.float32) for name in (base, "query"))
         own = np.arange(len(queries)) if base == "query" else np.full(len(queries), -1)
         y, base_y = places.labels["query"], places.labels[base]
-        n_lists = min(len(np.unique(codes[base])), len(gallery))
+        n_lists = n_leaves[direction]
         yield from _ivf("IVF-Flat, as many lists", direction, gallery, queries, own, y, base_y, n_lists)
 
 
@@ -271,24 +272,31 @@ class Systems:
         encoder = HierarchicalHashEncoder(random_state=self.seed, **(self.parameters | more))
         return encoder.fit(self.task.X, self.task.y)
 
-    def codes(self, system, sparsity, **more):
-        """Learned codes of one sparsity."""
+    def kept_encoder(self, system, sparsity, **more):
+        """Train an encoder of some sparsity, or load what an earlier run trained."""
         kept = self.folder / f"{system}, {sparsity}"
         # What a run that was killed had begun to save has no manifest.
         if (kept / "manifest.json").exists():
-            encoder = HierarchicalHashEncoder.load(kept)
-        else:
-            encoder = self.encoder(sparsity=sparsity, **self.by_sparsity.get(sparsity, {}), **more)
-            encoder.save(kept)
+            return HierarchicalHashEncoder.load(kept)
+        encoder = self.encoder(sparsity=sparsity, **self.by_sparsity.get(sparsity, {}), **more)
+        encoder.save(kept)
+        return encoder
+
+    def codes(self, system, sparsity, **more):
+        """Learned codes of one sparsity."""
+        encoder = self.kept_encoder(system, sparsity, **more)
         fit_seconds = sum(record["seconds"] for record in encoder.history_)
         described, us = self.places.apply(encoder.describe)
+        n_leaves = {}
         for record in search_codes(
             system, sparsity, encoder, described, us, self.places, curve=sparsity == self.sparsities[0]
         ):
             yield record | {"fit_seconds": fit_seconds, "epochs": len(encoder.history_)}
+            if record["system"] == system:
+                n_leaves[record["direction"]] = record["n_leaves"]
         if system == "hqsearch" and sparsity == self.sparsities[0]:
-            vectors, codes = ({name: parts[i] for name, parts in described.items()} for i in (0, 2))
-            yield from search_as_many_lists(vectors, codes, self.places)
+            vectors = {name: parts[0] for name, parts in described.items()}
+            yield from search_as_many_lists(vectors, n_leaves, self.places)
 
     def softmax(self):
         """Search by the control: a plain classifier, ranked by its hidden layer, and by our embedding."""
