@@ -24,6 +24,8 @@ TINY_SHARE = 0.25
 MOST_LEAVES = 16384
 # Mean size below which no leaf is parted: a query wants its neighbours from the first that it opens.
 _FEWEST_ITEMS = 48
+# What a table takes.
+_LARGEST_TREE = 2**62
 _BLOCK = 16384
 
 
@@ -50,7 +52,7 @@ class LeafCentroids:
 
     Notes
     -----
-    Memory in bytes: `4 * (n_levels * branching_factor + embedding_dim + 1) + 20` for each leaf, three times
+    Memory in bytes: `4 * (n_levels * branching_factor + embedding_dim + 1) + 12` for each leaf, three times
     as many for a later one. Ranking takes as many multiplications for each query and leaf as a centroid has
     numbers.
     """
@@ -65,8 +67,8 @@ class LeafCentroids:
     _prior: float
     _largest: int
     _code_weight: float
-    # Leaves whose codes those of the fit have: their own, but for those that came from parting one.
-    _fitted_codes: np.ndarray
+    # Levels below those of the codes, where the parts of a leaf are; `leaf_ids` are leaves of them all.
+    _n_part_levels: int
 
     @cached_property
     def leaf_ids(self) -> np.ndarray:
@@ -78,15 +80,15 @@ class LeafCentroids:
         """All centroids, in the order of `leaf_ids`."""
         if not len(self._later[0]):
             return self._vectors
-        vectors = self._place(self._later[0], *self._later[1:])
+        vectors = self._place(*self._later)
         return self._vectors.add(vectors, np.zeros((len(vectors), 1), dtype=np.int64))
 
     def _place(
-        self, codes: np.ndarray, counts: np.ndarray, embeddings: np.ndarray, directions: np.ndarray
+        self, leaf_ids: np.ndarray, counts: np.ndarray, embeddings: np.ndarray, directions: np.ndarray
     ) -> np.ndarray:
         """Turn sums of leaves into vectors whose distances to queries' vectors are those of the leaves."""
         directions = directions / counts[:, None]
-        ideal = self._code_directions(codes)
+        ideal = self._code_directions(leaf_ids // self._most_parts)
         # With weights v and w of sum 2, v |u - b|^2 + w |u - c|^2 = 2 |u - (v b + w c) / 2|^2 + v w / 2 *
         # |b - c|^2: a coordinate for the last term.
         for_code, for_mean = self._code_weight, 2 - self._code_weight
@@ -96,13 +98,22 @@ class LeafCentroids:
         vectors = np.hstack([middle, embeddings / counts[:, None] * self._scale, np.sqrt(apart)[:, None]])
         return vectors.astype(np.float32)
 
-    def _code_directions(self, leaf_ids: np.ndarray) -> np.ndarray:
-        """Level scores of an item that is of its leaf beyond doubt, (n_leaves, n_levels * d)."""
+    @property
+    def n_part_levels(self) -> int:
+        """Levels below those of the codes, where leaves are parted; 0 where none is."""
+        return self._n_part_levels
+
+    @property
+    def _most_parts(self) -> int:
+        return self._branching_factor**self._n_part_levels
+
+    def _code_directions(self, codes: np.ndarray) -> np.ndarray:
+        """Level scores of an item that is of its code beyond doubt, (n_codes, n_levels * d)."""
         d = self._branching_factor
-        scores = np.zeros((len(leaf_ids), self._n_levels, d))
+        scores = np.zeros((len(codes), self._n_levels, d))
         for level in range(self._n_levels):
-            digits = leaf_ids // d ** (self._n_levels - 1 - level) % d
-            scores[np.arange(len(leaf_ids)), level, digits] = 1
+            digits = codes // d ** (self._n_levels - 1 - level) % d
+            scores[np.arange(len(codes)), level, digits] = 1
         return level_directions(scores)
 
     def add(
@@ -126,9 +137,10 @@ class LeafCentroids:
         LeafCentroids
             With their leaves. This one stays as it is.
         """
-        later = ~np.isin(codes, self._fitted_ids)
+        later = ~np.isin(codes, self._fitted_ids // self._most_parts)
         if most_leaves is not None:
-            unknown, counts = np.unique(codes[~np.isin(codes, self.leaf_ids)], return_counts=True)
+            known = self.leaf_ids // self._most_parts
+            unknown, counts = np.unique(codes[~np.isin(codes, known)], return_counts=True)
             n_new = max(0, most_leaves - len(self.leaf_ids))
             left_out = unknown[np.argsort(-counts, kind="stable")[n_new:]]
             later &= ~np.isin(codes, left_out)
@@ -136,7 +148,9 @@ class LeafCentroids:
             return self
         rows, columns = np.nonzero(later)
         sums = _leaf_sums(
-            embedding[rows], level_directions(level_scores[rows]), codes[rows, columns][:, None]
+            embedding[rows],
+            level_directions(level_scores[rows]),
+            codes[rows, columns][:, None] * self._most_parts,
         )
         more = type(self).__new__(type(self))
         vars(more).update(self.__getstate__(), _later=_added(self._later, sums))
@@ -222,7 +236,7 @@ class LeafCentroids:
             )
             codes[astray] = centroids.leaf_ids[found]
             centroids = self._of(embedding, directions, codes)
-        centroids = centroids._parted(embedding, directions, codes)
+        centroids, codes = centroids._parted(embedding, directions, codes)
         for _ in range(N_ROUNDS):
             listed = centroids.list_items(embedding, level_scores, sparsity, n_jobs)
             n_moved = np.count_nonzero((np.sort(listed, 1) != np.sort(codes, 1)).any(1))
@@ -243,39 +257,37 @@ class LeafCentroids:
         assert sums is not None
         other = LeafCentroids.__new__(LeafCentroids)
         vars(other).update(self.__getstate__(), _prior=0.0, _code_weight=REFINED_CODE_WEIGHT)
-        leaf_codes = self._fitted_codes[self.rows_of(sums[0])]
-        return other._with(sums[0], leaf_codes, other._place(leaf_codes, *sums[1:]))
+        return other._with(sums[0], other._place(*sums))
 
-    def _parted(self, embedding: np.ndarray, directions: np.ndarray, codes: np.ndarray) -> LeafCentroids:
-        """Part the leaves that hold too many of these items; a part starts where one of its items is."""
+    def _parted(
+        self, embedding: np.ndarray, directions: np.ndarray, codes: np.ndarray
+    ) -> tuple[LeafCentroids, np.ndarray]:
+        """Part the leaves that hold too many of these items, a level or more below those of the codes.
+
+        A part starts where one of its items is. Returns the centroids, and the items' leaves of that tree.
+        """
+        d = self._branching_factor
         rows = self.rows_of(codes.ravel())
         sizes = np.bincount(rows, minlength=len(self.leaf_ids))
-        n_leaves_of_tree = self._branching_factor**self._n_levels
-        n_parts = _n_parts(sizes, wanted_leaves(len(codes)) / len(codes), min(n_leaves_of_tree, MOST_LEAVES))
-        large = np.flatnonzero(n_parts > 1)
-        if not len(large):
-            return self
+        n_parts = _n_parts(sizes, wanted_leaves(len(codes)) / len(codes))
+        deeper = 0
+        while d**deeper < n_parts.max() and 1 < d ** (self._n_levels + deeper + 1) <= _LARGEST_TREE:
+            deeper += 1
+        n_parts = np.minimum(n_parts, d**deeper)
+        other = LeafCentroids.__new__(LeafCentroids)
+        vars(other).update(self.__getstate__(), _n_part_levels=deeper)
         rng = np.random.default_rng(0)
         items = np.split(np.argsort(rows, kind="stable") // codes.shape[1], np.cumsum(sizes)[:-1])
-        starts = np.concatenate([rng.choice(items[row], n_parts[row], replace=False) for row in large])
-        leaf_codes = np.repeat(self._fitted_codes[large], n_parts[large])
-        # The first part of a leaf keeps its id; others get those next to it that nobody has.
-        first = np.cumsum(n_parts[large]) - n_parts[large]
-        leaf_ids = np.repeat(self.leaf_ids[large], n_parts[large])
-        more = np.ones(len(leaf_ids), dtype=bool)
-        more[first] = False
-        leaf_ids[more] = _free_leaves(leaf_ids[more], self.leaf_ids, n_leaves_of_tree)
-        ones = np.ones(len(starts))
-        vectors = self._place(
-            leaf_codes, ones, embedding[starts].astype(np.float64), directions[starts].astype(np.float64)
-        )
-        whole = n_parts == 1
-        own = self._vectors.stored_vectors()[1][whole]
-        return self._with(
-            np.append(self.leaf_ids[whole], leaf_ids),
-            np.append(self._fitted_codes[whole], leaf_codes),
-            np.concatenate([own, vectors]),
-        )
+        large, whole = np.flatnonzero(n_parts > 1), np.flatnonzero(n_parts == 1)
+        starts = [rng.choice(items[row], n_parts[row], replace=False) for row in large]
+        ids = [self.leaf_ids[row] * d**deeper + np.arange(n_parts[row]) for row in large]
+        vectors = [self._vectors.stored_vectors()[1][whole]]
+        if len(large):
+            start, ones = np.concatenate(starts), np.ones(n_parts[large].sum())
+            sums = (part[start].astype(np.float64) for part in (embedding, directions))
+            vectors.append(other._place(np.concatenate(ids), ones, *sums))
+        leaf_ids = np.concatenate([self.leaf_ids[whole] * d**deeper, *ids])
+        return other._with(leaf_ids, np.concatenate(vectors)), codes * d**deeper
 
     def list_items(
         self, embedding: np.ndarray, level_scores: np.ndarray, sparsity: int, n_jobs: int | None = None
@@ -287,7 +299,7 @@ class LeafCentroids:
             listed[block] = self.leaf_ids[rows]
         return listed
 
-    def _with(self, leaf_ids: np.ndarray, leaf_codes: np.ndarray, vectors: np.ndarray) -> LeafCentroids:
+    def _with(self, leaf_ids: np.ndarray, vectors: np.ndarray) -> LeafCentroids:
         """Other leaves of the same tree, in the same units."""
         other = LeafCentroids.__new__(LeafCentroids)
         root = np.zeros((len(vectors), 1), dtype=np.int64)
@@ -295,15 +307,13 @@ class LeafCentroids:
         n_scores = self._n_levels * self._branching_factor
         none, sums = np.empty(0, dtype=np.int64), vectors[:0].astype(np.float64)
         later = (none, none, sums[:, n_scores:-1], sums[:, :n_scores])
-        fitted = {"_fitted_ids": leaf_ids, "_fitted_codes": leaf_codes, "_vectors": table, "_later": later}
-        vars(other).update(self.__getstate__(), **fitted)
+        vars(other).update(self.__getstate__(), _fitted_ids=leaf_ids, _vectors=table, _later=later)
         return other
 
     @property
     def nbytes(self) -> int:
         """Bytes of the arrays."""
-        ids = self._fitted_ids.nbytes + self._fitted_codes.nbytes
-        return ids + self._table.nbytes + sum(part.nbytes for part in self._later)
+        return self._fitted_ids.nbytes + self._table.nbytes + sum(part.nbytes for part in self._later)
 
     def rows_of(self, leaf_ids: np.ndarray) -> np.ndarray:
         """Row of each leaf id, -1 where it is not there (int64)."""
@@ -320,8 +330,7 @@ class LeafCentroids:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # Written before leaves were parted.
-        earlier = {"_code_weight": CODE_WEIGHT, "_fitted_codes": state["_fitted_ids"]}
-        vars(self).update(earlier | state)
+        vars(self).update({"_code_weight": CODE_WEIGHT, "_n_part_levels": 0} | state)
 
 
 class CentroidSums:
@@ -387,8 +396,8 @@ class CentroidSums:
         centroids._scale = 1.0 if alike else 1 / math.sqrt(spread)
         centroids._n_levels, centroids._branching_factor = self.n_levels, self.branching_factor
         centroids._prior, centroids._largest = PRIOR, int(self._sums[1].max(initial=1))
-        centroids._code_weight = CODE_WEIGHT
-        return centroids._with(self._sums[0], self._sums[0], centroids._place(*self._sums))
+        centroids._code_weight, centroids._n_part_levels = CODE_WEIGHT, 0
+        return centroids._with(self._sums[0], centroids._place(*self._sums))
 
     def directions(self) -> np.ndarray:
         """Level scores of all items, centred and of unit length: float16, (n_items, n_levels * d)."""
@@ -401,29 +410,13 @@ def wanted_leaves(n_items: int) -> int:
     return max(1, min(2 * math.isqrt(n_items), n_items // _FEWEST_ITEMS))
 
 
-def _n_parts(sizes: np.ndarray, leaves_per_item: float, most: int) -> np.ndarray:
-    """Into how many leaves to part each of these, so that there are `most` at most (int64)."""
+def _n_parts(sizes: np.ndarray, leaves_per_item: float) -> np.ndarray:
+    """Into how many leaves to part each of these, so that there are at most `MOST_LEAVES` (int64)."""
     while True:
         n_parts = np.maximum(np.rint(sizes * leaves_per_item).astype(np.int64), 1)
-        if n_parts.sum() <= most or n_parts.max() == 1:
+        if n_parts.sum() <= MOST_LEAVES or n_parts.max() == 1:
             return n_parts
         leaves_per_item *= 0.9
-
-
-def _free_leaves(near: np.ndarray, taken: np.ndarray, n_leaves: int) -> list[int]:
-    """For each leaf of `near` another one of the tree close to it, none of those taken, each but once."""
-    occupied = set(taken.tolist())
-    offsets: dict[int, int] = {}
-    free = []
-    for leaf in near.tolist():
-        # Siblings come first: ids differ least in the last level. Before and after in turns.
-        offset = offsets.get(leaf, 1)
-        while not 0 <= leaf + offset < n_leaves or leaf + offset in occupied:
-            offset = -offset if offset > 0 else 1 - offset
-        offsets[leaf] = offset
-        free.append(leaf + offset)
-        occupied.add(leaf + offset)
-    return free
 
 
 def _blocks(n_items: int) -> Iterator[slice]:

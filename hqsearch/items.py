@@ -33,7 +33,7 @@ class FittedItems:
     Attributes
     ----------
     table : LeafTable
-        Their vectors and leaves.
+        Their vectors and leaves; where leaves are parted, of a tree of more levels than the codes have.
     cell_scores : CellScores
         Mean level scores of the items that share a code; shared by all snapshots.
     centroids : LeafCentroids or None
@@ -107,8 +107,21 @@ class FittedItems:
             level_scores = directions.reshape(-1, n_levels, branching_factor)
             rows = (slice(start, start + _BLOCK) for start in range(0, len(codes), _BLOCK))
             cell_scores = CellScores.from_blocks((codes[part], level_scores[part]) for part in rows)
+        if centroids is not None:
+            shape["n_levels"] += centroids.n_part_levels
         table = LeafTable.build(embedding, codes, **shape, storage=storage)
         return cls(table, cell_scores, centroids, None if labels is None else (labels,), listing)
+
+    @property
+    def branching_factor(self) -> int:
+        """Of the codes."""
+        return self.table.branching_factor
+
+    @property
+    def n_levels(self) -> int:
+        """Of the codes; the table has more where leaves are parted."""
+        n_part_levels = 0 if self.centroids is None else self.centroids.n_part_levels
+        return self.table.n_levels - n_part_levels
 
     @property
     def labels(self) -> np.ndarray | None:
@@ -131,6 +144,7 @@ class FittedItems:
 
     def _make_centroids(self) -> LeafCentroids | None:
         table = self.table
+        # Of an earlier version, whose tables have the levels of the codes.
         if table.branching_factor * table.n_levels > MOST_BUCKETS:
             return None
         sums = CentroidSums(branching_factor=table.branching_factor, n_levels=table.n_levels)
@@ -237,9 +251,10 @@ class FittedItems:
         sizes = self._leaf_sizes if allowed is None else self._count_leaves(allowed)
         holds_items = sizes > 0
         n_leaves = int(np.count_nonzero(holds_items))
+        deeper = np.zeros((len(level_scores), self.centroids.n_part_levels, self.table.branching_factor))
         if n_leaves == 0 or len(embedding) == 0 or embedding.shape[1:] != (self.table.embedding_dim,):
             # The table says what is wrong, if anything.
-            return described, options
+            return (embedding, _joined(level_scores, deeper), codes), options
         there = None if n_leaves == len(sizes) else holds_items
         width = min(n_opened, n_leaves)
         most = min(max(n_opened, _MOST_RANKED), n_leaves)
@@ -250,7 +265,7 @@ class FittedItems:
             if width >= most or sizes[rows].sum(1).min() >= n_wanted * self.table.sparsity:
                 break
             width = min(4 * width, most)
-        return (embedding, level_scores, self.centroids.leaf_ids[rows]), options
+        return (embedding, _joined(level_scores, deeper), self.centroids.leaf_ids[rows]), options
 
     @cached_property
     def _leaf_sizes(self) -> np.ndarray:
@@ -327,6 +342,11 @@ class IndexState:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__()  # type: ignore[misc]
+
+
+def _joined(level_scores: np.ndarray, deeper: np.ndarray) -> np.ndarray:
+    """Level scores with those of the levels of parts below, which are all alike."""
+    return np.concatenate([level_scores, deeper], 1, dtype=np.float32) if deeper.shape[1] else level_scores
 
 
 def _check_same_kind(first: np.ndarray, second: np.ndarray) -> None:

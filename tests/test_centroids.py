@@ -357,13 +357,11 @@ def test_large_leaves_are_parted_as_an_inverted_file_would():
     leaf_ids, sizes = np.unique(codes, return_counts=True)
     assert 0.9 * wanted_leaves(1500) < len(leaf_ids) <= wanted_leaves(1500) + 3
     assert sizes.max() < 5 * sizes.mean()
-    assert leaf_ids.min() >= 0
-    assert leaf_ids.max() < 256
-    # A part has the code of the leaf that it came from.
-    code_of = dict(zip(items.centroids.leaf_ids, items.centroids._fitted_codes, strict=True))
-    parents = np.array([code_of[leaf] for leaf in codes[:, 0]])
-    assert set(parents) == {0, 17, 255}
-    assert (parents == fitted[2][:, 0]).mean() > 0.95
+    # A part is a leaf below the one that it came from, and has its code.
+    assert items.table.n_levels == LEVELS + 1
+    assert set(leaf_ids // 16) == {0, 17, 255}
+    assert (codes // 16 == fitted[2]).mean() > 0.95
+    code_of = dict(zip(leaf_ids, leaf_ids // 16, strict=True))
     distances, _ = distances_by_definition((*fitted[:2], codes), fitted, 0, REFINED_CODE_WEIGHT, code_of)
     rows = of_these(items, fitted, codes).nearest(*fitted[:2], len(leaf_ids))
     np.testing.assert_array_equal(rows[:, 0], np.argmin(distances, 1))
@@ -383,32 +381,50 @@ def test_with_several_codes_there_are_as_many_times_more_leaves():
     assert (np.sort(items.centroids.leaf_ids[rows], 1) == stored).all(1).mean() > 0.99
 
 
-def test_no_leaf_is_parted_beyond_the_tree_or_where_all_items_are_equal(monkeypatch):
+def test_a_small_tree_gets_as_many_levels_for_parts_as_they_need(monkeypatch):
+    described = in_few_leaves(1500, 2)
+    items = refined(described, branching_factor=2)
+    n_leaves = len(items.table.occupied_leaves())
+    assert 0.8 * wanted_leaves(1500) < n_leaves <= wanted_leaves(1500) + 3
+    assert items.n_levels == LEVELS
+    assert items.table.n_levels == LEVELS + 5
+    # Searches for more than the ranked leaves hold go on below them.
+    monkeypatch.setattr(items_module, "_MOST_RANKED", 2)
+    found = items.search(described, 1500)
+    np.testing.assert_array_equal(np.sort(found.positions, 1), np.tile(np.arange(1500), (1500, 1)))
+    # Added items go there too, new codes and all.
+    embedding, level_scores, _ = in_few_leaves(60, 2)
+    level_scores[:, 1] *= -1
+    added = items.add(embedding, level_scores, greedy_codes(level_scores, 1), None)
+    stored = added.table.stored_codes()[1500:, 0]
+    assert np.isin(stored, added.centroids.leaf_ids).all()
+
+
+def test_no_more_leaves_come_than_there_may_be_or_where_all_items_are_equal(monkeypatch):
     embedding, level_scores, codes = in_few_leaves(900, 4)
-    items = refined((embedding, level_scores, codes), branching_factor=4)
-    assert 14 <= len(items.table.occupied_leaves()) <= 16
     monkeypatch.setattr(centroids_module, "MOST_LEAVES", 9)
     items = refined((embedding, level_scores, codes), branching_factor=4)
     assert 7 <= len(items.table.occupied_leaves()) <= 9
+    monkeypatch.undo()
+    monkeypatch.setattr(centroids_module, "_LARGEST_TREE", 64)
+    items = refined((embedding, level_scores, codes), branching_factor=4)
+    assert items.table.n_levels == LEVELS + 1
+    assert len(items.table.occupied_leaves()) <= 12
     monkeypatch.undo()
     equal = tuple(a[:1].repeat(900, 0) for a in (embedding, level_scores, codes))
     items = refined(equal, branching_factor=4)
     assert len(items.table.occupied_leaves()) == 1
     assert items.search(equal, 5).n_found == 5
-
-
-def test_parts_take_the_free_leaves_nearest_to_where_they_came_from():
-    taken = np.array([0, 3, 4, 8])
-    free = centroids_module._free_leaves(np.array([0, 0, 4, 4, 8]), taken, 9)
-    assert free == [1, 2, 5, 6, 7]
-    assert centroids_module._free_leaves(np.array([2**61]), np.array([2**61]), 2**62) == [2**61 + 1]
+    # One bucket has no levels below.
+    one = (embedding, level_scores[:, :, :1], np.zeros_like(codes))
+    assert len(refined(one, branching_factor=1).table.occupied_leaves()) == 1
 
 
 def test_centroids_saved_before_leaves_were_parted_rank_as_they_did():
     fitted = describe(300, 0)
     centroids = centroids_of(fitted)
     state = centroids.__getstate__()
-    del state["_code_weight"], state["_fitted_codes"]
+    del state["_code_weight"], state["_n_part_levels"]
     earlier = type(centroids).__new__(type(centroids))
     earlier.__setstate__(state)
     more = describe(40, 1)
@@ -483,7 +499,8 @@ def test_leaves_of_a_few_items_gone_astray_draw_no_queries():
     assert opened > 95
     # The two are a leaf of their own no more; the others' leaves are parted.
     centroids = refined([np.concatenate([a] + [a[2:]] * 2) for a in fitted]).centroids
-    assert set(centroids._fitted_codes) == {0, 6}
+    assert centroids.n_part_levels > 0
+    assert set(centroids.leaf_ids // D**centroids.n_part_levels) == {0, 6}
 
 
 def grouped(n_items, seed, n_groups, n_fitted_groups):

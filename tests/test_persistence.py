@@ -290,6 +290,17 @@ def test_a_changed_index_comes_back_and_changes_on(items, tmp_path, mmap_mode):
         assert_same_index(loaded, index, items[::20])
 
 
+def test_an_index_with_parted_leaves_comes_back(items, tmp_path):
+    index = HierarchicalHashIndex(PlainEncoder(n_levels=1, branching_factor=2)).fit(items)
+    assert index.table_.n_levels > 1
+    index.save(tmp_path / "index")
+    loaded = HierarchicalHashIndex.load(tmp_path / "index", encoder=index.encoder_)
+    assert_same_index(loaded, index, items[:9])
+    index.add(items[:5])
+    loaded.add(items[:5])
+    assert_same_index(loaded, index, items[:9])
+
+
 def test_no_kernel_is_compiled_anew_for_a_mapped_index(plain, items, tmp_path, monkeypatch):
     from hqsearch.search import engine
 

@@ -97,9 +97,7 @@ class _Loader:
     def _settle_encoder(self, index: Any) -> None:
         """Refuse an encoder whose codes are not those of the table; give a given one the index's sparsity."""
         names = ("branching_factor", "n_levels")
-        came, expected = (
-            {n: getattr(tree, n) for n in names} for tree in (index.encoder_, index._items.table)
-        )
+        came, expected = ({n: getattr(tree, n) for n in names} for tree in (index.encoder_, index._items))
         if came != expected:
             raise ValueError(f"{self.file} expects an encoder with {expected}, got one with {came}.")
         if index.sparsity not in (None, index.encoder_.sparsity):
