@@ -18,10 +18,11 @@ takes minutes, so ``--cache`` keeps what the encoder made of them.
 The peers see the same vectors; IVF indexes have as many lists as there are classes, trained by faiss on the
 items themselves, and every peer is swept over its own parameter. Ours are a table, asked for the leaves of
 the queries' codes (`probing="best_first"` of an index), and "hqsearch, centroids", the items of an index with
-its default probing, which ranks all leaves first. "At equal precision" compares either, opening as many
-leaves as a code has, with the peer's fastest setting whose precision@16 is at most 0.005 lower or, where none
-gets there, with its most precise one. A method answers as many of the queries as it can in about a second,
-timings alternate between the methods within a run, and medians are reported, because machines are shared.
+its default listing and probing, which ranks all leaves first. "At equal precision" compares either, opening
+as many leaves as a code has, with the peer's fastest setting whose precision@16 is at most 0.005 lower or,
+where none gets there, with its most precise one. A method answers as many of the queries as it can in about
+a second, timings alternate between the methods within a run, and medians are reported, because machines are
+shared.
 """
 
 from __future__ import annotations
@@ -99,7 +100,13 @@ def our_methods(data, codes, sparsity, threads):
 def centroid_methods(data, codes, sparsity, threads):
     """Build the items of an index, which ranks all leaves by their centroids before it opens some."""
     start = time.perf_counter()
-    items = FittedItems.from_blocks(codes["describe_items"](), branching_factor=codes["factor"], n_levels=2)
+    items = FittedItems.from_blocks(
+        codes["describe_items"](),
+        branching_factor=codes["factor"],
+        n_levels=2,
+        listing="centroids",
+        n_jobs=threads,
+    )
     seconds = time.perf_counter() - start
 
     def search(rows, n_probes):

@@ -151,7 +151,7 @@ def closed_set(found):
         if ("hqsearch", 1) not in group:
             continue
         ours, where = group["hqsearch", 1], f"closed, {direction}"
-        for name in ("softmax", "softmax, own leaves"):
+        for name in ("softmax", "softmax, listed by codes", "softmax, own leaves"):
             control = group[name, 1]
             gaps = [mean(ours, f"P@{k}") - mean(control, f"P@{k}") for k in KS]
             fast = mean(ours, "SUF@16") >= 0.99 * mean(control, "SUF@16")
