@@ -22,7 +22,7 @@ LISTINGS = ("codes", "centroids")
 # Level scores of larger trees would make the centroids larger than the items.
 MOST_BUCKETS = 1024
 # Leaves that are ranked in search of enough candidates; the table opens further ones by their scores.
-_MOST_RANKED = 64
+_FEW_RANKED, _MOST_RANKED = 4, 64
 _BLOCK = 16384
 
 
@@ -256,13 +256,15 @@ class FittedItems:
             # The table says what is wrong, if anything.
             return (embedding, _joined(level_scores, deeper), codes), options
         there = None if n_leaves == len(sizes) else holds_items
-        width = min(n_opened, n_leaves)
         most = min(max(n_opened, _MOST_RANKED), n_leaves)
+        # An item in several of the leaves counts in each; with enough even so, what a query gets does not
+        # depend on how many leaves are ranked, or on the other queries.
+        enough = n_wanted * self.table.sparsity
+        # Ranking a few takes hardly longer than ranking one, and twice as long where one is not enough.
+        width = min(n_opened if sizes[holds_items].min() >= enough else max(n_opened, _FEW_RANKED), n_leaves)
         while True:
             rows = self.centroids.nearest(embedding, level_scores, width, allowed=there, n_jobs=n_jobs)
-            # An item in several of the leaves counts in each; with enough even so, what a query gets does not
-            # depend on how many leaves are ranked, or on the other queries.
-            if width >= most or sizes[rows].sum(1).min() >= n_wanted * self.table.sparsity:
+            if width >= most or sizes[rows].sum(1).min() >= enough:
                 break
             width = min(4 * width, most)
         return (embedding, _joined(level_scores, deeper), self.centroids.leaf_ids[rows]), options
