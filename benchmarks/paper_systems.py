@@ -98,7 +98,7 @@ def search_codes(system, sparsity, encoder, described, encode_us, places, *, cur
     Yields
     ------
     dict
-        One record for each direction and probing.
+        One record for each direction and way to search.
     """
     for direction, base in places.directions.items():
         codes = described[base][2]
@@ -127,7 +127,11 @@ def search_codes(system, sparsity, encoder, described, encode_us, places, *, cur
                 found = ask(k)
                 search_us = 1e6 * (time.perf_counter() - started) / len(y)
                 record |= measure(y, base_y[found.positions], (k,)) | {f"SUF@{k}": found.stats.suf()}
-            record |= {"us": encode_us + search_us, "NMI": bucket_nmi(items.table.stored_codes(), base_y)}
+            # Of buckets, as the papers have it, not of their parts.
+            buckets = items.table.stored_codes() // encoder.branching_factor ** (
+                items.table.n_levels - items.n_levels
+            )
+            record |= {"us": encode_us + search_us, "NMI": bucket_nmi(buckets, base_y)}
             if curve:
                 record["curve"] = _curve(ask, y, base_y)
             yield record
@@ -188,7 +192,7 @@ def search_as_many_lists(vectors, n_leaves, places):
         gallery, queries = (np.ascontiguousarray(vectors[name], np.float32) for name in (base, "query"))
         own = np.arange(len(queries)) if base == "query" else np.full(len(queries), -1)
         y, base_y = places.labels["query"], places.labels[base]
-        n_lists = n_leaves[direction]
+        n_lists = min(n_leaves[direction], len(gallery))
         yield from _ivf("IVF-Flat, as many lists", direction, gallery, queries, own, y, base_y, n_lists)
 
 
@@ -292,8 +296,8 @@ class Systems:
             system, sparsity, encoder, described, us, self.places, curve=sparsity == self.sparsities[0]
         ):
             yield record | {"fit_seconds": fit_seconds, "epochs": len(encoder.history_)}
-            if record["system"] == system:
-                n_leaves[record["direction"]] = record["n_leaves"]
+            # Of the first way that the encoder's tree allows.
+            n_leaves.setdefault(record["direction"], record["n_leaves"])
         if system == "hqsearch" and sparsity == self.sparsities[0]:
             vectors = {name: parts[0] for name, parts in described.items()}
             yield from search_as_many_lists(vectors, n_leaves, self.places)

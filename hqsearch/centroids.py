@@ -16,16 +16,10 @@ from hqsearch.search import LeafTable, level_directions
 PRIOR = 0.2
 # Weights of the level scores' distances, to the leaf's code and to its items' mean; their sum is always 2.
 CODE_WEIGHT, REFINED_CODE_WEIGHT = 1.0, 0.5
-# How often items and centroids take turns to move, and the share of the items that may move in the last turn.
-N_ROUNDS, SETTLED_SHARE = 5, 0.005
-# A leaf of fewer items, as a share of the mean, is of items whose codes went wrong.
-TINY_SHARE = 0.25
 # Ranking more of them for each query takes longer than it saves.
 MOST_LEAVES = 16384
-# Mean size below which no leaf is parted: a query wants its neighbours from the first that it opens.
-_FEWEST_ITEMS = 48
 # What a table takes.
-_LARGEST_TREE = 2**62
+LARGEST_TREE = 2**62
 _BLOCK = 16384
 
 
@@ -46,6 +40,8 @@ class LeafCentroids:
 
     Where items are listed by the nearest centroids there is no such weight, the distance to the code counts
     half, and the one to the mean level scores one and a half times.
+
+    A leaf may be parted: its parts are leaves one level or more below it, and have its code.
 
     The centroids of the items of a fit stay where they are, as those of an inverted file do. Leaves that come
     later grow with the items that are added to them.
@@ -97,6 +93,51 @@ class LeafCentroids:
         apart += self._prior * np.log(np.maximum(self._largest / counts, 1))
         vectors = np.hstack([middle, embeddings / counts[:, None] * self._scale, np.sqrt(apart)[:, None]])
         return vectors.astype(np.float32)
+
+    def levels_for(self, n_parts: int) -> int:
+        """Levels below those of the codes that it takes to part a leaf, or as many as a tree can have."""
+        d, n_levels = self._branching_factor, 0
+        while d**n_levels < n_parts and 1 < d ** (self._n_levels + n_levels + 1) <= LARGEST_TREE:
+            n_levels += 1
+        return n_levels
+
+    def part(
+        self, n_part_levels: int, n_parts: np.ndarray, embedding: np.ndarray, directions: np.ndarray
+    ) -> LeafCentroids:
+        """Part leaves: put leaves of some levels further down in their place, which have the same codes.
+
+        Parameters
+        ----------
+        n_part_levels : int
+            Levels below those of the codes, see `levels_for`.
+        n_parts : ndarray of shape (n_leaves,), dtype int64
+            Parts of each leaf; one that gets 1 stays where it is.
+        embedding, directions : ndarray
+            Where the parts are, those of a leaf side by side: an item for each part.
+
+        Returns
+        -------
+        LeafCentroids
+            The leaves that stay, then the parts.
+        """
+        other = LeafCentroids.__new__(LeafCentroids)
+        vars(other).update(self.__getstate__(), _n_part_levels=n_part_levels)
+        whole, large = np.flatnonzero(n_parts == 1), np.flatnonzero(n_parts > 1)
+        first = self.leaf_ids.astype(np.int64) * self._branching_factor**n_part_levels
+        ids = np.concatenate([first[:0], *(first[row] + np.arange(n_parts[row]) for row in large)])
+        sums = (part.astype(np.float64) for part in (embedding, directions))
+        vectors = [self._vectors.stored_vectors()[1][whole], other._place(ids, np.ones(len(ids)), *sums)]
+        return other._with(np.append(first[whole], ids), np.concatenate(vectors))
+
+    @property
+    def n_levels(self) -> int:
+        """Levels of the codes."""
+        return self._n_levels
+
+    @property
+    def branching_factor(self) -> int:
+        """Buckets of each level."""
+        return self._branching_factor
 
     @property
     def n_part_levels(self) -> int:
@@ -150,7 +191,7 @@ class LeafCentroids:
         sums = _leaf_sums(
             embedding[rows],
             level_directions(level_scores[rows]),
-            codes[rows, columns][:, None] * self._most_parts,
+            codes[rows, columns][:, None].astype(np.int64) * self._most_parts,
         )
         more = type(self).__new__(type(self))
         vars(more).update(self.__getstate__(), _later=_added(self._later, sums))
@@ -194,62 +235,23 @@ class LeafCentroids:
         found = self._table.search(vectors, no_scores, root, n_leaves, allowed=allowed, n_jobs=n_jobs)
         return found.positions
 
-    def refine(
-        self, embedding: np.ndarray, directions: np.ndarray, codes: np.ndarray, n_jobs: int | None = None
-    ) -> tuple[LeafCentroids, np.ndarray]:
-        """List items in their nearest leaves instead of those of their codes, as k-means does.
-
-        The leaves of the codes are where it starts, but for tiny ones, and with large ones parted: those of
-        more items than `wanted_leaves` would hold of equal size, into as many as that. Then items move to the
-        nearest centroids, centroids to the mean of their items, up to `N_ROUNDS` times; a leaf that loses all
-        its items is gone. In the end every item is where a query like it is sent.
+    def of_items(self, embedding: np.ndarray, directions: np.ndarray, codes: np.ndarray) -> LeafCentroids:
+        """Centroids of items that are listed by centroids in some of these leaves, in the same units.
 
         Parameters
         ----------
         embedding : ndarray of shape (n_items, embedding_dim), dtype float32
-            The items that these centroids were made of.
-        directions : ndarray of shape (n_items, n_levels * branching_factor), dtype float16
-            Their level scores, see `CentroidSums`.
+            The items.
+        directions : ndarray of shape (n_items, n_levels * branching_factor)
+            Their level scores, centred and of unit length.
         codes : ndarray of shape (n_items, sparsity), dtype int64
             Their leaves.
-        n_jobs : int or None, default=None
-            Threads, as in joblib.
 
         Returns
         -------
-        centroids : LeafCentroids
-            Of the leaves as they are then.
-        codes : ndarray of shape (n_items, sparsity), dtype int64
-            The leaves that each item is listed in, nearest first.
+        LeafCentroids
+            Of the leaves that hold items.
         """
-        # Of unit length already, so as level scores they come to the same directions.
-        level_scores = directions.reshape(-1, self._n_levels, self._branching_factor)
-        sparsity = codes.shape[1]
-        centroids = self._of(embedding, directions, codes)
-        sizes = np.bincount(centroids.rows_of(codes.ravel()), minlength=len(centroids.leaf_ids))
-        tiny = sizes < TINY_SHARE * sizes.mean()
-        astray = tiny[centroids.rows_of(codes.ravel())].reshape(codes.shape).any(1)
-        if astray.any() and np.count_nonzero(~tiny) >= sparsity:
-            codes = codes.copy()
-            found = centroids.nearest(
-                embedding[astray], level_scores[astray], sparsity, allowed=~tiny, n_jobs=n_jobs
-            )
-            codes[astray] = centroids.leaf_ids[found]
-            centroids = self._of(embedding, directions, codes)
-        centroids, codes = centroids._parted(embedding, directions, codes)
-        for _ in range(N_ROUNDS):
-            listed = centroids.list_items(embedding, level_scores, sparsity, n_jobs)
-            n_moved = np.count_nonzero((np.sort(listed, 1) != np.sort(codes, 1)).any(1))
-            codes = listed
-            centroids = centroids._of(embedding, directions, codes)
-            if n_moved <= SETTLED_SHARE * len(codes):
-                break
-        # Where queries will look for them: the centroids stay.
-        codes = centroids.list_items(embedding, level_scores, sparsity, n_jobs)
-        return centroids, codes
-
-    def _of(self, embedding: np.ndarray, directions: np.ndarray, codes: np.ndarray) -> LeafCentroids:
-        """Centroids of items that are listed otherwise in these leaves, in the same units, no prior."""
         sums: tuple[np.ndarray, ...] | None = None
         for block in _blocks(len(codes)):
             part = _leaf_sums(embedding[block], directions[block], codes[block])
@@ -258,36 +260,6 @@ class LeafCentroids:
         other = LeafCentroids.__new__(LeafCentroids)
         vars(other).update(self.__getstate__(), _prior=0.0, _code_weight=REFINED_CODE_WEIGHT)
         return other._with(sums[0], other._place(*sums))
-
-    def _parted(
-        self, embedding: np.ndarray, directions: np.ndarray, codes: np.ndarray
-    ) -> tuple[LeafCentroids, np.ndarray]:
-        """Part the leaves that hold too many of these items, a level or more below those of the codes.
-
-        A part starts where one of its items is. Returns the centroids, and the items' leaves of that tree.
-        """
-        d = self._branching_factor
-        rows = self.rows_of(codes.ravel())
-        sizes = np.bincount(rows, minlength=len(self.leaf_ids))
-        n_parts = _n_parts(sizes, wanted_leaves(len(codes)) / len(codes))
-        deeper = 0
-        while d**deeper < n_parts.max() and 1 < d ** (self._n_levels + deeper + 1) <= _LARGEST_TREE:
-            deeper += 1
-        n_parts = np.minimum(n_parts, d**deeper)
-        other = LeafCentroids.__new__(LeafCentroids)
-        vars(other).update(self.__getstate__(), _n_part_levels=deeper)
-        rng = np.random.default_rng(0)
-        items = np.split(np.argsort(rows, kind="stable") // codes.shape[1], np.cumsum(sizes)[:-1])
-        large, whole = np.flatnonzero(n_parts > 1), np.flatnonzero(n_parts == 1)
-        starts = [rng.choice(items[row], n_parts[row], replace=False) for row in large]
-        ids = [self.leaf_ids[row] * d**deeper + np.arange(n_parts[row]) for row in large]
-        vectors = [self._vectors.stored_vectors()[1][whole]]
-        if len(large):
-            start, ones = np.concatenate(starts), np.ones(n_parts[large].sum())
-            sums = (part[start].astype(np.float64) for part in (embedding, directions))
-            vectors.append(other._place(np.concatenate(ids), ones, *sums))
-        leaf_ids = np.concatenate([self.leaf_ids[whole] * d**deeper, *ids])
-        return other._with(leaf_ids, np.concatenate(vectors)), codes * d**deeper
 
     def list_items(
         self, embedding: np.ndarray, level_scores: np.ndarray, sparsity: int, n_jobs: int | None = None
@@ -345,9 +317,9 @@ class CentroidSums:
     """
 
     def __init__(self, *, branching_factor: int, n_levels: int, keep: bool = False):
-        self.branching_factor = branching_factor
+        # Powers of numpy's integers wrap.
+        self.branching_factor, self.n_levels = int(branching_factor), int(n_levels)
         self._kept: list[np.ndarray] | None = [] if keep else None
-        self.n_levels = n_levels
         self._sums: tuple[np.ndarray, ...] | None = None
         self._finite = True
         self._n_items = 0
@@ -403,20 +375,6 @@ class CentroidSums:
         """Level scores of all items, centred and of unit length: float16, (n_items, n_levels * d)."""
         assert self._kept is not None
         return np.concatenate(self._kept)
-
-
-def wanted_leaves(n_items: int) -> int:
-    """Leaves to list items in by centroids, about, where the codes have no more: as an inverted file has."""
-    return max(1, min(2 * math.isqrt(n_items), n_items // _FEWEST_ITEMS))
-
-
-def _n_parts(sizes: np.ndarray, leaves_per_item: float) -> np.ndarray:
-    """Into how many leaves to part each of these, so that there are at most `MOST_LEAVES` (int64)."""
-    while True:
-        n_parts = np.maximum(np.rint(sizes * leaves_per_item).astype(np.int64), 1)
-        if n_parts.sum() <= MOST_LEAVES or n_parts.max() == 1:
-            return n_parts
-        leaves_per_item *= 0.9
 
 
 def _blocks(n_items: int) -> Iterator[slice]:

@@ -83,7 +83,7 @@ _making_rows = threading.Lock()
 
 
 class CellScores:
-    """Mean level scores of the items that share a code, so that fitted items can be queries again.
+    """Mean level scores of the items that share their leaves, so that fitted items can be queries again.
 
     Searching from a fitted item needs level scores only to order the leaves beyond its own. Keeping them for
     each item would take more memory than the embedding, so they are kept for each cell, a cell being a set

@@ -36,9 +36,9 @@ ITEM_BLOCK = 16384
 class HierarchicalHashIndex(SaveMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     """Nearest neighbours search over hierarchical hash codes.
 
-    `fit` lists every item in the leaves of its code. A query opens the leaves nearest to it, as many as a
-    code has or `n_probes`, then further ones until it has `n_neighbors` candidates, and ranks the candidates
-    by the Euclidean distance of the encoder's embedding.
+    `fit` lists every item in leaves of a tree: those of its code, as they are or adapted to the items. A
+    query opens the leaves nearest to it, as many as a code has or `n_probes`, then further ones until it has
+    `n_neighbors` candidates, and ranks the candidates by the Euclidean distance of the encoder's embedding.
 
     Parameters
     ----------
@@ -71,7 +71,7 @@ class HierarchicalHashIndex(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transfor
     radius : float, default=1.0
         Radius of `radius_neighbors`, unless a call says otherwise.
     n_jobs : int or None, default=None
-        Threads of a search, as in joblib.
+        Threads of a search, and of listing items by centroids in `fit`, as in joblib.
     random_state : int, RandomState instance or None, default=None
         None keeps the encoder's; anything else overrides it.
 
@@ -99,10 +99,10 @@ class HierarchicalHashIndex(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transfor
     -----
     With `probing="centroids"` a query is compared with every leaf that holds items, as an inverted file
     compares it with every list: by the sum of three squared distances, of its level scores to the leaf's code
-    and to the mean scores of the leaf's items, and of its embedding to their mean embedding, all scaled to be
-    alike. Two networks then choose the leaves where a code is the choice of one: precision at equal speed-up
-    rises, most for items of classes that the encoder was not trained on (doc/experiments.md). It costs as
-    many multiplications for each leaf as level scores and embedding have numbers, for a thousand leaves some
+    and to the mean scores of the leaf's items, and of its embedding to their mean embedding. Two networks
+    then choose the leaves where a code is the choice of one: precision at equal speed-up rises, most for
+    items of classes that the encoder was not trained on (doc/experiments.md). It costs as many
+    multiplications for each leaf as level scores and embedding have numbers, for a thousand leaves some
     microseconds a query; "best_first" costs less and reads the level scores alone. Centroids stay where they
     are when items are added or removed, but for leaves that the fit did not have. There are none, and items
     are listed and probed by codes, for a tree of more than 1024 buckets in all its levels, more than 16,384
@@ -110,11 +110,13 @@ class HierarchicalHashIndex(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transfor
     of level scores.
 
     Listed by centroids, items start in the leaves of their codes; leaves of less than a quarter of the mean
-    size are dissolved, large ones are parted, up to about `2 * sqrt(n_samples)` leaves for each code of an
-    item, and not below 48 items on average; then items and centroids move in turns, as in k-means. So the
+    size and less than 12 items are dissolved, large ones are parted, up to about `2 * sqrt(n_samples)` leaves
+    of not less than 48 items on average; then items and centroids move in turns, as in k-means. So the
     speed-up does not end at the number of classes, and items of classes that a frozen encoder has not seen,
-    whose codes scatter, come together. Listed by codes there are about as many leaves as classes, and
-    `table_` and the other probings can be used.
+    whose codes scatter, come together. It is done in `fit` alone, where it ranks all leaves for every item up
+    to seven times, and holds two bytes for each bucket of each item: fit anew what has grown several times
+    over. Listed by codes there are about as many leaves as classes, and `table_` and the other probings can
+    be used.
 
     Reads never change the fitted index, so many threads may search at once. `add`, `remove` and `compact` put
     a new snapshot in the place of the old one: a search that runs meanwhile sees either, never half a change.
@@ -312,7 +314,7 @@ class HierarchicalHashIndex(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transfor
 
         Notes
         -----
-        With `X=None`, the mean level scores of the items that share an item's code stand for its own.
+        With `X=None`, the mean level scores of the items that share an item's leaves stand for its own.
         """
         check_is_fitted(self)
         distances, positions, stats = self._search(self._items, X, n_neighbors, n_probes, allowed)
@@ -492,9 +494,9 @@ class HierarchicalHashIndex(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transfor
         -------
         csr_matrix of shape (n_queries, n_positions_), dtype float64
             With `mode="distance"`, `n_neighbors + 1` entries per row, because a fitted item is its own
-            nearest neighbour; with `mode="connectivity"`, `n_neighbors`. With `probing="centroids"` and
-            `listing="codes"` some fitted items are not listed in the leaf that is nearest, and don't find
-            themselves.
+            nearest neighbour; with `mode="connectivity"`, `n_neighbors`. With `probing="centroids"` a fitted
+            item that is not listed in the leaf that is nearest doesn't find itself: hardly any where items
+            are listed by centroids, about one in twenty where they are listed by codes.
         """
         check_is_fitted(self)
         return self.kneighbors_graph(X, self.n_neighbors + (self.mode == "distance"), self.mode)

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from hqsearch.centroids import CentroidSums, LeafCentroids, wanted_leaves
+from hqsearch.centroids import CentroidSums, LeafCentroids
 from hqsearch.codes import CellScores
+from hqsearch.listing import list_by_centroids, wanted_leaves
 from hqsearch.search import LeafTable, RadiusResult, SearchResult, SearchStats, check_count
 
 # Embedding, level scores and codes of some items or queries.
@@ -35,7 +36,7 @@ class FittedItems:
     table : LeafTable
         Their vectors and leaves; where leaves are parted, of a tree of more levels than the codes have.
     cell_scores : CellScores
-        Mean level scores of the items that share a code; shared by all snapshots.
+        Mean level scores of the items that share their leaves; shared by all snapshots.
     centroids : LeafCentroids or None
         Where the leaves are; None for a tree of more than `MOST_BUCKETS` buckets in all its levels, more than
         `MOST_LEAVES` leaves, or level scores that are not finite.
@@ -75,7 +76,7 @@ class FittedItems:
             Their labels.
         listing : {"codes", "centroids"}, default="codes"
             Which leaves items are listed in. "centroids" starts with those of the codes, see
-            `LeafCentroids.refine`; where there are no centroids it is "codes".
+            `list_by_centroids`; where there are no centroids it is "codes".
         n_jobs : int or None, default=None
             Threads that look for the nearest centroids, as in joblib.
 
@@ -103,7 +104,7 @@ class FittedItems:
             assert sums is not None
             assert centroids is not None
             directions = sums.directions()
-            centroids, codes = centroids.refine(embedding, directions, codes, n_jobs)
+            centroids, codes = list_by_centroids(centroids, embedding, directions, codes, n_jobs)
             level_scores = directions.reshape(-1, n_levels, branching_factor)
             rows = (slice(start, start + _BLOCK) for start in range(0, len(codes), _BLOCK))
             cell_scores = CellScores.from_blocks((codes[part], level_scores[part]) for part in rows)
@@ -251,10 +252,13 @@ class FittedItems:
         sizes = self._leaf_sizes if allowed is None else self._count_leaves(allowed)
         holds_items = sizes > 0
         n_leaves = int(np.count_nonzero(holds_items))
-        deeper = np.zeros((len(level_scores), self.centroids.n_part_levels, self.table.branching_factor))
-        if n_leaves == 0 or len(embedding) == 0 or embedding.shape[1:] != (self.table.embedding_dim,):
-            # The table says what is wrong, if anything.
-            return (embedding, _joined(level_scores, deeper), codes), options
+        shapes = embedding.shape[1:], level_scores.shape[1:]
+        expected = (self.table.embedding_dim,), (self.n_levels, self.branching_factor)
+        if shapes != expected:
+            # The table says what is wrong.
+            return described, options
+        if n_leaves == 0 or len(embedding) == 0:
+            return (embedding, self._for_table(level_scores), codes), options
         there = None if n_leaves == len(sizes) else holds_items
         most = min(max(n_opened, _MOST_RANKED), n_leaves)
         # An item in several of the leaves counts in each; with enough even so, what a query gets does not
@@ -267,7 +271,16 @@ class FittedItems:
             if width >= most or sizes[rows].sum(1).min() >= enough:
                 break
             width = min(4 * width, most)
-        return (embedding, _joined(level_scores, deeper), self.centroids.leaf_ids[rows]), options
+        return (embedding, self._for_table(level_scores), self.centroids.leaf_ids[rows]), options
+
+    def _for_table(self, level_scores: np.ndarray) -> np.ndarray:
+        """Level scores with those of the levels of parts below, which are all alike."""
+        n_levels, d = level_scores.shape[1:]
+        if n_levels == self.table.n_levels:
+            return level_scores
+        padded = np.zeros((len(level_scores), self.table.n_levels, d), dtype=np.float32)
+        padded[:, :n_levels] = level_scores
+        return padded
 
     @cached_property
     def _leaf_sizes(self) -> np.ndarray:
@@ -344,11 +357,6 @@ class IndexState:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__()  # type: ignore[misc]
-
-
-def _joined(level_scores: np.ndarray, deeper: np.ndarray) -> np.ndarray:
-    """Level scores with those of the levels of parts below, which are all alike."""
-    return np.concatenate([level_scores, deeper], 1, dtype=np.float32) if deeper.shape[1] else level_scores
 
 
 def _check_same_kind(first: np.ndarray, second: np.ndarray) -> None:

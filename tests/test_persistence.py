@@ -656,12 +656,13 @@ def test_an_index_that_lists_by_centroids_goes_on_doing_so(plain, items, tmp_pat
     assert (index.table_.stored_codes()[200:] != index.encoder_.encode(items[200:])).any()
 
 
-def test_an_index_saved_before_there_were_centroids_gets_them(plain, items, tmp_path):
+def test_an_index_saved_before_there_were_centroids_gets_them(items, tmp_path):
     def make_old(manifest):
         manifest["format_version"] = 1
-        del manifest["state"]["_items"]["object"][1]["centroids"]
+        for name in ("centroids", "listing"):
+            del manifest["state"]["_items"]["object"][1][name]
 
-    emptied = HierarchicalHashIndex(PlainEncoder()).fit(items)
+    emptied = HierarchicalHashIndex(PlainEncoder(), listing="codes").fit(items)
     codes = emptied.table_.stored_codes()[:, 0]
     for gone in (np.flatnonzero(codes == codes.max()), np.arange(len(items))):
         emptied.remove(np.setdiff1d(gone, np.flatnonzero(emptied._items.table._live_flags == 0)))
@@ -672,10 +673,11 @@ def test_an_index_saved_before_there_were_centroids_gets_them(plain, items, tmp_
         if loaded.n_samples_fit_:
             assert loaded._items._leaf_sizes.sum() == loaded.n_samples_fit_
             assert not np.isin(loaded.kneighbors(items, 3)[1], gone).any()
-    plain.save(tmp_path)
+    fitted = HierarchicalHashIndex(PlainEncoder(), listing="codes").fit(items)
+    fitted.save(tmp_path)
     rewrite_manifest(tmp_path, make_old)
     loaded = HierarchicalHashIndex.load(tmp_path, encoder=PlainEncoder)
-    ours, theirs = loaded._items.centroids, plain._items.centroids
+    ours, theirs = loaded._items.centroids, fitted._items.centroids
     np.testing.assert_array_equal(ours.leaf_ids, theirs.leaf_ids)
     assert loaded.kneighbors(items, n_probes=4)[1].shape == (len(items), 5)
     # Made of the mean scores of the items that share a code, so about the same.

@@ -53,7 +53,7 @@ class BucketOccupancyDisplay:
 
     @classmethod
     def from_estimator(cls, index, X, *, ax=None):
-        """Encode items and draw how many lie in each leaf.
+        """Encode items and draw how many lie in each leaf of the codes, however an index lists its own.
 
         Parameters
         ----------

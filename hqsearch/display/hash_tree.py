@@ -97,7 +97,7 @@ class HashTreeDisplay:
 
     @classmethod
     def from_estimator(cls, index, X, y=None, *, images=None, max_leaves=100, ax=None):
-        """Encode items and draw the leaves that they lie in.
+        """Encode items and draw the leaves of their codes, however an index lists its own.
 
         Parameters
         ----------
