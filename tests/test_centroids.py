@@ -616,6 +616,35 @@ def test_codes_of_any_integer_type_and_trees_of_numpys_do():
     np.testing.assert_array_equal(*added)
 
 
+def test_a_new_code_gets_a_leaf_beside_parts_and_a_known_one_none():
+    described = in_few_leaves(1500, 16)
+    items = refined(described, branching_factor=16)
+    embedding, level_scores, codes = (a.copy() for a in described)
+    # As many again, half of them of a code that nobody had.
+    embedding[::2] += 9
+    level_scores[::2] = -level_scores[::2]
+    level_scores[::2, :, 5] += 40
+    codes = greedy_codes(level_scores, 1).astype(np.uint8)
+    added = items.add(embedding, level_scores, codes, None)
+    new = np.setdiff1d(added.centroids.leaf_ids, items.centroids.leaf_ids)
+    assert new.tolist() == [(5 * 16 + 5) * 16]
+    assert len(np.unique(added.centroids.leaf_ids)) == len(added.centroids.leaf_ids)
+    assert (added.table.stored_codes()[1500::2] == new).mean() > 0.99
+
+
+def test_a_tree_as_deep_as_there_may_be_is_not_parted():
+    rng = np.random.default_rng(0)
+    level_scores = rng.normal(size=(400, 13, 24)).astype(np.float32)
+    level_scores[:, :, 3] += 9
+    described = rng.normal(size=(400, 3)).astype(np.float32), level_scores, greedy_codes(level_scores, 1)
+    # Powers of numpy's integers wrap.
+    items = FittedItems.from_blocks(
+        [described], branching_factor=np.int64(24), n_levels=np.int64(13), listing="centroids"
+    )
+    assert items.table.n_levels == 13
+    assert items.search(described, 3).n_found == 3
+
+
 @pytest.mark.parametrize("listing", ["codes", "centroids"])
 def test_scores_that_are_not_finite_and_too_many_leaves_are_probed_by_codes(listing, monkeypatch):
     embedding, level_scores, codes = describe(300, 0)
