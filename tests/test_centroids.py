@@ -607,8 +607,10 @@ def test_small_classes_beside_a_large_one_keep_their_leaves():
 
 
 def test_codes_of_any_integer_type_and_trees_of_numpys_do():
-    embedding, level_scores, codes = in_few_leaves(900, 16)
+    embedding, level_scores, codes = in_few_leaves(3000, 16)
     expected = refined((embedding, level_scores, codes), branching_factor=16)
+    # The leaves of parts are beyond the type of the codes.
+    assert expected.centroids.n_part_levels == 2
     items = refined((embedding, level_scores, codes.astype(np.uint8)), branching_factor=np.int32(16))
     np.testing.assert_array_equal(items.table.stored_codes(), expected.table.stored_codes())
     more = tuple(a[:30] for a in (embedding, level_scores, codes.astype(np.uint8)))
