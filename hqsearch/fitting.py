@@ -15,6 +15,7 @@ from hqsearch.embedding import (
     EmbeddingModel,
     StageSettings,
     open_checkpoints,
+    resolve_captured,
     resolve_device,
     resolve_learning_rate,
     resolve_precision,
@@ -130,6 +131,7 @@ def _stage_settings(encoder: HierarchicalHashEncoder, stage: str) -> StageSettin
     hashing = stage == "hash"
     rate = encoder.hash_learning_rate if hashing else encoder.learning_rate
     rate = resolve_learning_rate(rate, encoder.network)
+    device = resolve_device(encoder.device)
     return StageSettings(
         loss=encoder.loss,
         regularization=encoder.hash_regularization if hashing else encoder.regularization,
@@ -143,9 +145,8 @@ def _stage_settings(encoder: HierarchicalHashEncoder, stage: str) -> StageSettin
         class_groups_per_step=encoder.class_groups_per_step,
         patience=encoder.patience,
         code_assignment=encoder.code_assignment,
-        precision=resolve_precision(
-            encoder.precision, encoder.network, encoder._input_shape, resolve_device(encoder.device)
-        ),
+        precision=resolve_precision(encoder.precision, encoder.network, encoder._input_shape, device),
+        captured=resolve_captured(encoder.network, device),
     )
 
 

@@ -3,12 +3,29 @@
 import matplotlib
 import numpy as np
 import pytest
+import torch
 from sklearn.base import BaseEstimator
 from sklearn.datasets import load_digits, make_blobs
 
 from hqsearch.codes import greedy_codes
 
 matplotlib.use("Agg")
+
+_cuda_is_available = torch.cuda.is_available
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _auto_is_the_cpu():
+    """Hide CUDA: many tests compare bits, which are promised on a CPU only."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cuda, "is_available", lambda: False)
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _gpu_tests_see_the_gpu(request, monkeypatch):
+    if request.node.get_closest_marker("gpu"):
+        monkeypatch.setattr(torch.cuda, "is_available", _cuda_is_available)
 
 
 @pytest.fixture(scope="session")

@@ -203,6 +203,7 @@ class SoftmaxHashEncoder(BaselineHashEncoder):
         from hqsearch.embedding import (
             ClassifierModel,
             StageSettings,
+            resolve_captured,
             resolve_device,
             resolve_learning_rate,
             resolve_precision,
@@ -211,6 +212,7 @@ class SoftmaxHashEncoder(BaselineHashEncoder):
 
         train, validation = split_validation(y, self.validation_fraction, np.random.default_rng(split_seed))
         rate = resolve_learning_rate(self.learning_rate, self.network)
+        device = resolve_device(self.device)
         settings = StageSettings(
             loss="softmax",
             regularization=0.0,
@@ -221,9 +223,8 @@ class SoftmaxHashEncoder(BaselineHashEncoder):
             batch_size=self.batch_size,
             classes_per_batch=self.classes_per_batch,
             patience=self.patience,
-            precision=resolve_precision(
-                self.precision, self.network, self._input_shape, resolve_device(self.device)
-            ),
+            precision=resolve_precision(self.precision, self.network, self._input_shape, device),
+            captured=resolve_captured(self.network, device),
         )
         self._model = ClassifierModel(device=self.device)
         self.history_ = self._model.fit(

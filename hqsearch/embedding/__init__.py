@@ -3,7 +3,7 @@
 The only folder that imports torch, so nothing outside imports this door before torch is needed.
 """
 
-from hqsearch.embedding.automatic import resolve_learning_rate, resolve_precision
+from hqsearch.embedding.automatic import resolve_captured, resolve_learning_rate, resolve_precision
 from hqsearch.embedding.batches import split_validation
 from hqsearch.embedding.checkpoints import open_checkpoints
 from hqsearch.embedding.classifier import ClassifierModel
@@ -19,6 +19,7 @@ __all__ = [
     "StageSettings",
     "open_checkpoints",
     "pack_model",
+    "resolve_captured",
     "resolve_device",
     "resolve_learning_rate",
     "resolve_precision",

@@ -55,6 +55,11 @@ def resolve_learning_rate(learning_rate: float | str, network: str | nn.Module |
     return _NORMALISED_RATE if normalised else _RATE
 
 
+def resolve_captured(network: str | nn.Module | Callable, device: torch.device) -> bool:
+    """Tell whether steps with this network may be captured as CUDA graphs: what a user's does is unknown."""
+    return isinstance(network, str) and device.type == "cuda"
+
+
 def multiplies_bfloat16(device: torch.device) -> bool:
     """Tell whether a device has instructions for products of bfloat16."""
     if device.type == "cuda":

@@ -44,9 +44,7 @@ def semihard_triplet_loss(distances: Tensor, same: Tensor, margin: float) -> Ten
     """Mean hinge over all ordered pairs of one label, each against its semi-hard negative.
 
     The negative of a pair (i, j) is the smallest distance from i to another label that is larger than
-    D(i, j), or, where none is, the largest distance from i to another label. It is looked for in the rows of
-    pairs only, a bounded number of them at a time: a class-balanced batch has few pairs, and neither a sort
-    of all rows nor a cube of distances is needed.
+    D(i, j), or, where none is, the largest distance from i to another label.
 
     Parameters
     ----------
@@ -62,10 +60,19 @@ def semihard_triplet_loss(distances: Tensor, same: Tensor, margin: float) -> Ten
     Tensor of shape (...)
         The loss of each group; 0 where there is no pair or no negative.
     """
+    # A GPU does all rows as fast as some, and the latter would have to wait for how many there are.
+    over = semihard_over_rows if distances.is_cuda else semihard_over_pairs
+    return over(distances, same, margin)
+
+
+def semihard_over_pairs(distances: Tensor, same: Tensor, margin: float) -> Tensor:
+    """`semihard_triplet_loss` from the rows of pairs only, a bounded number of them at a time.
+
+    A class-balanced batch has few pairs, and neither a sort of all rows nor a cube of distances is needed.
+    """
     n = distances.shape[-1]
     rows, labels = distances.flatten(0, -2), same.flatten(0, -2)
-    same_but_itself = same & ~torch.eye(n, dtype=torch.bool, device=same.device)
-    row, other = same_but_itself.flatten(0, -2).nonzero(as_tuple=True)
+    row, other = _without_diagonal(same).flatten(0, -2).nonzero(as_tuple=True)
     with torch.no_grad():
         farthest = rows.masked_fill(labels, -torch.inf).max(-1)
         chosen = torch.cat(
@@ -81,6 +88,24 @@ def semihard_triplet_loss(distances: Tensor, same: Tensor, margin: float) -> Ten
     total = rows.new_zeros(n_groups).index_add(0, group, hinge)
     n_pairs = rows.new_zeros(n_groups).index_add(0, group, has_negative.to(rows.dtype))
     return (total / n_pairs.clamp_min(1)).view(distances.shape[:-2])
+
+
+def semihard_over_rows(distances: Tensor, same: Tensor, margin: float) -> Tensor:
+    """`semihard_triplet_loss` from all rows, sorted: the same kernels whatever the labels are."""
+    with torch.no_grad():
+        ordered, order = distances.masked_fill(same, torch.inf).sort(dim=-1, stable=True)
+        n_negatives = (~same).sum(-1, keepdim=True)
+        rank = torch.searchsorted(ordered, distances.contiguous(), right=True)
+        nearest = order.gather(-1, rank.clamp_max(distances.shape[-1] - 1))
+        farthest = distances.masked_fill(same, -torch.inf).argmax(-1, keepdim=True)
+        chosen = torch.where(rank < n_negatives, nearest, farthest)
+        counts = _without_diagonal(same) & (n_negatives > 0)
+    hinge = (margin + distances - distances.gather(-1, chosen)).clamp_min(0) * counts
+    return hinge.sum((-2, -1)) / counts.sum((-2, -1)).clamp_min(1)
+
+
+def _without_diagonal(same: Tensor) -> Tensor:
+    return same & ~torch.eye(same.shape[-1], dtype=torch.bool, device=same.device)
 
 
 # Rows of this many pairs are searched together: of 512 distances each, 8 MiB.

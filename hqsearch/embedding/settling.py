@@ -34,6 +34,7 @@ class SettledHashStage(HashStage):
 
     initial_scale = 0.3
     hysteresis = 0.0
+    solves_every_step = False
     _averages: Tensor
     _codes: Tensor
 
@@ -116,7 +117,8 @@ class SettledHashStage(HashStage):
         return super()._run_epoch()
 
     def _solve_again(self) -> None:
-        self._codes = self._solve(self._averages + self.hysteresis * self._codes)
+        # In place: a captured step reads them where they are.
+        self._codes.copy_(self._solve(self._averages + self.hysteresis * self._codes))
 
     def _code_loss(self, scores: Tensor, classes: Tensor) -> Tensor:
         self._average(scores, classes)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from hqsearch.embedding.automatic import mixed_precision
 from hqsearch.embedding.batches import ClassBalancedBatches
+from hqsearch.embedding.capture import CapturedStep
 from hqsearch.embedding.checkpoints import Checkpoint, StageState, fill_network, network_tensors
 from hqsearch.embedding.networks import Dropout, StageNetwork
 from hqsearch.embedding.progress import report_epoch
@@ -45,6 +46,8 @@ class StageSettings:
         Validations without improvement after which training stops; None never stops early.
     precision : {"float32", "bfloat16"}
         Of the network's products in training and validation; losses are float32.
+    captured : bool
+        Whether the network, on this device, can be part of a CUDA graph: see `Stage._is_capturable`.
     """
 
     loss: str
@@ -60,6 +63,7 @@ class StageSettings:
     proxy_scale: float = 8.0
     code_assignment: str = "batch"
     precision: str = "float32"
+    captured: bool = False
 
 
 @dataclass(frozen=True)
@@ -128,6 +132,9 @@ class Stage(ABC):
         if self.checkpoint is not None and not finished and not self.interrupted:
             self.checkpoint.write(self._finished_state, finished=True)
         self._lend_generator(None)
+        # The step holds this stage, and with it all data; gradients would stay as long as the network.
+        self._captured = None
+        self._optimizer.zero_grad(set_to_none=True)
         self.network.eval()
         return self.history
 
@@ -146,13 +153,19 @@ class Stage(ABC):
             rng=np.random.default_rng(self.seed),
         )
         self._class_of = torch.from_numpy(data.y).to(data.X.device)
-        self._optimizer = torch.optim.Adam(self._parameter_groups())
+        captured = settings.captured and self._is_capturable()
+        self._optimizer = make_optimizer(self._parameter_groups(), data.X.device, captured=captured)
         n_steps = max(1, settings.epochs * self._batches.steps_per_epoch)
         self._schedule = torch.optim.lr_scheduler.LambdaLR(
             self._optimizer, lambda step: _warmup_and_cosine(step, n_steps, self.n_warmup_steps)
         )
         self._generator = torch.Generator(data.X.device).manual_seed(self.seed)
         self._lend_generator(self._generator)
+        self._captured = CapturedStep(self._train_step, data.X.device, self._generator) if captured else None
+
+    def _is_capturable(self) -> bool:
+        """Whether a step touches the device alone, never waits for it, and is the same for all items."""
+        return True
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
         """List what the optimiser trains, with rates and weight decay."""
@@ -211,7 +224,7 @@ class Stage(ABC):
             "history": self.history,
             "best": self._best,
             "validations_without_gain": self._validations_without_gain,
-            "rates": [group["lr"] for group in self._optimizer.param_groups],
+            "rates": [float(group["lr"]) for group in self._optimizer.param_groups],
             "schedule": self._schedule.state_dict(),
             "batches": generator,
         }
@@ -228,8 +241,14 @@ class Stage(ABC):
             for i in range(sum(len(group["params"]) for group in optimizer["param_groups"]))
             if (averages := state.group(f"optimizer/{i}"))
         }
+        parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
+        for i, averages in optimizer["state"].items():
+            # In the order in memory of their parameter, which the fused Adam asks for.
+            for name, value in averages.items():
+                if value.shape == parameters[i].shape:
+                    averages[name] = torch.empty_like(parameters[i], device=value.device).copy_(value)
         for group, rate in zip(optimizer["param_groups"], values["rates"], strict=True):
-            group["lr"] = rate
+            group["lr"] = torch.full_like(group["lr"], rate) if isinstance(group["lr"], Tensor) else rate
         self._optimizer.load_state_dict(optimizer)
         self._schedule.load_state_dict(values["schedule"])
         self._generator.set_state(state.group("generator")["state"])
@@ -258,8 +277,8 @@ class Stage(ABC):
         total = torch.zeros((), device=self.data.X.device)
         for _ in range(self._batches.steps_per_epoch):
             items, _ = self._batches.draw()
-            step = self._train_step(torch.from_numpy(self.data.train[items]).to(total.device))
-            total += step["loss"].detach()
+            total += self._update(self._on_device(self.data.train[items]))
+            self._schedule.step()
         loss = float(total) / self._batches.steps_per_epoch
         if not math.isfinite(loss):
             raise FloatingPointError(
@@ -268,8 +287,19 @@ class Stage(ABC):
             )
         return {"loss": loss}
 
-    def _train_step(self, items: Tensor) -> dict[str, Tensor]:
-        """One update on `items`, int64 of shape (n_groups, n_classes, items_per_class)."""
+    def _on_device(self, items: np.ndarray) -> Tensor:
+        """Copy to the device, without waiting for what it is doing."""
+        tensor, device = torch.from_numpy(items), self.data.X.device
+        if device.type == "cuda":
+            tensor = tensor.pin_memory()
+        return tensor.to(device, non_blocking=True)
+
+    def _update(self, items: Tensor) -> Tensor:
+        """One training step, captured where it can be."""
+        return (self._captured or self._train_step)(items)
+
+    def _train_step(self, items: Tensor) -> Tensor:
+        """One update on `items`, int64 of shape (n_groups, n_classes, items_per_class); return the loss."""
         X = self.data.X[items.flatten()]
         with mixed_precision(self.settings.precision, X.device):
             outputs = self.network(X)
@@ -277,7 +307,7 @@ class Stage(ABC):
         loss = self._loss(outputs.float().unflatten(0, tuple(items.shape)), classes).mean()
         self._backward(loss)
         self._apply()
-        return {"loss": loss}
+        return loss.detach()
 
     def _backward(self, loss: Tensor) -> None:
         self._optimizer.zero_grad(set_to_none=True)
@@ -285,7 +315,6 @@ class Stage(ABC):
 
     def _apply(self) -> None:
         self._optimizer.step()
-        self._schedule.step()
 
     @abstractmethod
     def _loss(self, outputs: Tensor, classes: Tensor) -> Tensor:
@@ -304,6 +333,20 @@ def _warmup_and_cosine(step: int, n_steps: int, n_warmup_steps: int) -> float:
     """Share of the peak learning rate: a short linear rise, then half a cosine down to zero."""
     warmup = min(1.0, (step + 1) / (n_warmup_steps + 1))
     return warmup * 0.5 * (1 + math.cos(math.pi * min(1.0, step / n_steps)))
+
+
+def make_optimizer(
+    groups: list[dict[str, Any]], device: torch.device, *, captured: bool
+) -> torch.optim.Optimizer:
+    """Make Adam for parameter groups; for steps that are captured in a form that a graph can hold."""
+    if not captured:
+        return torch.optim.Adam(groups)
+    for group in groups:
+        # A number would be captured as it is; a tensor is read at every replay. The schedule computes with
+        # the number, and fills the tensor.
+        group["initial_lr"] = group["lr"]
+        group["lr"] = torch.tensor(group["lr"], dtype=torch.float32, device=device)
+    return torch.optim.Adam(groups, fused=True, capturable=True)
 
 
 _WEIGHT_DECAY: dict[type, float] = {nn.Linear: 5e-4, nn.Conv2d: 4e-5}

@@ -93,6 +93,8 @@ class HashStage(Stage):
     """
 
     name = "hash"
+    # On the CPU, in the middle of the step.
+    solves_every_step = True
 
     def __init__(
         self,
@@ -109,6 +111,9 @@ class HashStage(Stage):
         self.problem = problem
         self.metric = metric
         self.embedding_dim = network.head.out_features - problem.n_levels * problem.branching_factor
+
+    def _is_capturable(self) -> bool:
+        return not self.solves_every_step
 
     def _loss(self, outputs: Tensor, classes: Tensor) -> Tensor:
         loss = self._code_loss(self._split(outputs), classes)
@@ -137,20 +142,26 @@ class HashStage(Stage):
 
     def _masked_loss(self, scores: Tensor, codes: Tensor) -> Tensor:
         """Loss of each group, summed over its levels."""
+        n_levels = scores.shape[3]
         losses = [
-            self._level_loss(scores[:, :, :, level], codes[:, :, level]) for level in range(scores.shape[3])
+            self._level_loss(
+                scores[:, :, :, level],
+                codes[:, :, level],
+                self.problem.sparsity if level == n_levels - 1 else 1,
+            )
+            for level in range(n_levels)
         ]
         return torch.stack(losses).sum(0)
 
-    def _level_loss(self, scores: Tensor, codes: Tensor) -> Tensor:
+    def _level_loss(self, scores: Tensor, codes: Tensor, n_active: int) -> Tensor:
         """Masked loss of one level.
 
-        `scores` is (n_groups, n_classes, items_per_class, d), `codes` bool (n_groups, n_classes, d).
+        `scores` is (n_groups, n_classes, items_per_class, d), `codes` bool (n_groups, n_classes, d) with
+        `n_active` ones in each row.
         """
         per_class = scores.shape[2]
         member = codes.to(scores.dtype)
-        # Rows of one level have equally many ones, so two are equal when they share them all.
-        n_active = member.sum(-1, keepdim=True)
+        # Two rows are equal when they share all their ones.
         same = member @ member.transpose(-2, -1) > n_active - 0.5
         if self.settings.loss == "npairs":
             anchors, positives = _halves(scores)
@@ -159,8 +170,7 @@ class HashStage(Stage):
             similarities = masked_similarities(anchors, positives, masks, masks)
             same = same.repeat_interleave(per_class, 1).repeat_interleave(per_class, 2)
             return npairs_loss(similarities, same, anchors, positives, self.settings.regularization)
-        n_each = int(n_active.flatten()[0])
-        active = member.topk(n_each, dim=-1).indices.repeat_interleave(per_class, 1)
+        active = member.topk(n_active, dim=-1).indices.repeat_interleave(per_class, 1)
         distances = masked_l1_distances(scores.flatten(1, 2), active)
         same = same.repeat_interleave(per_class, 1).repeat_interleave(per_class, 2)
         return semihard_triplet_loss(distances, same, self.settings.margin)

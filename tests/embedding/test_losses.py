@@ -8,6 +8,8 @@ from hqsearch.embedding.losses import (
     masked_l1_distances,
     masked_similarities,
     npairs_loss,
+    semihard_over_pairs,
+    semihard_over_rows,
     semihard_triplet_loss,
     squared_distances,
 )
@@ -78,31 +80,54 @@ def test_npairs_is_the_cross_entropy_to_a_uniform_target(seed):
     assert found.item() == pytest.approx(expected, rel=1e-12)
 
 
+both_ways = pytest.mark.parametrize("semihard", [semihard_over_pairs, semihard_over_rows])
+
+
+@both_ways
 @pytest.mark.parametrize("kind", ["random", "one label", "all different", "one odd"])
 @pytest.mark.parametrize("seed", range(3))
-def test_semihard_triplet_takes_the_nearest_farther_negative_or_else_the_farthest(kind, seed):
+def test_semihard_triplet_takes_the_nearest_farther_negative_or_else_the_farthest(kind, seed, semihard):
     rng = np.random.default_rng(seed)
     vectors = rng.normal(size=(10, 3))
     labels = labels_of(rng, kind, 10)
     same = labels[:, None] == labels
     distances = squared_distances(torch.tensor(vectors))
     expected = naive_semihard(distances.numpy(), same, 0.3)
-    found = semihard_triplet_loss(distances, torch.tensor(same), 0.3)
+    found = semihard(distances, torch.tensor(same), 0.3)
     assert found.item() == pytest.approx(expected, rel=1e-12)
 
 
-def test_semihard_triplet_on_ties_needs_a_strictly_farther_negative():
+@both_ways
+def test_semihard_triplet_on_ties_needs_a_strictly_farther_negative(semihard):
     # From item 0: its positive is at 1, negatives at 1 and 2, so the negative is the one at 2.
     distances = torch.tensor([[0.0, 1, 1, 2], [1, 0, 3, 3], [1, 3, 0, 1], [2, 3, 1, 0]])
     same = torch.tensor([[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 1], [0, 0, 1, 1]], dtype=torch.bool)
     expected = naive_semihard(distances.numpy(), same.numpy(), 1.5)
-    assert semihard_triplet_loss(distances, same, 1.5).item() == pytest.approx(expected)
+    assert semihard(distances, same, 1.5).item() == pytest.approx(expected)
     assert expected == pytest.approx((0.5 + 0 + 0 + 0.5) / 4)
 
 
-def test_semihard_triplet_has_finite_gradients_where_a_row_has_no_negative():
+@both_ways
+def test_both_ways_to_the_semihard_triplet_loss_have_the_same_gradients(semihard):
+    rng = np.random.default_rng(0)
+    scores = torch.tensor(rng.normal(size=(3, 14, 4)), requires_grad=True)
+    labels = rng.integers(0, 4, (3, 14))
+    same = torch.tensor(labels[:, :, None] == labels[:, None])
+    gradients = []
+    for way in (semihard, semihard_triplet_loss):
+        losses = way(squared_distances(scores), same, 0.8)
+        assert losses.shape == (3,)
+        gradients.append(
+            torch.autograd.grad(losses @ torch.tensor([1.0, 2, 3], dtype=losses.dtype), scores)[0]
+        )
+    assert gradients[0].abs().max() > 0
+    torch.testing.assert_close(*gradients, rtol=1e-10, atol=1e-12)
+
+
+@both_ways
+def test_semihard_triplet_has_finite_gradients_where_a_row_has_no_negative(semihard):
     scores = torch.randn(6, 3, generator=torch.Generator().manual_seed(0), requires_grad=True)
-    semihard_triplet_loss(squared_distances(scores), torch.ones(6, 6, dtype=torch.bool), 0.3).backward()
+    semihard(squared_distances(scores), torch.ones(6, 6, dtype=torch.bool), 0.3).backward()
     assert torch.equal(scores.grad, torch.zeros_like(scores))
 
 

@@ -42,9 +42,21 @@ def test_the_loss_is_that_of_the_codes_that_settle(loss):
     batch = make_stage(HashStage, loss, solve=lambda scores: codes)
     batch._initialize()
     batch.network.load_state_dict(stage.network.state_dict())
-    losses = [s._train_step(torch.from_numpy(items))["loss"].item() for s in (stage, batch)]
+    losses = [s._train_step(torch.from_numpy(items)).item() for s in (stage, batch)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
     assert losses[0] > 0
+
+
+def test_codes_that_are_solved_anew_stay_at_their_place_in_memory():
+    # Where a captured step reads them.
+    stage = make_stage(SettledHashStage, "npairs")
+    stage._initialize()
+    stage._start_codes()
+    codes, before = stage._codes, stage._codes.clone()
+    stage._averages.copy_(stage._averages.roll(1, 0))
+    stage._solve_again()
+    assert stage._codes is codes
+    assert not torch.equal(codes, before)
 
 
 @pytest.mark.parametrize("loss", ["npairs", "triplet"])

@@ -125,7 +125,7 @@ def test_level_loss_of_each_group_equals_the_triple_loop_over_items(loss, sparsi
     chosen = rng.integers(0, len(pool), (3, 5))
     codes = np.stack([codes_of([[pool[k]] for k in row])[:, 0] for row in chosen])
     scores = rng.normal(size=(3, 5, 4, 6))
-    found = make_stage(loss=loss)._level_loss(torch.tensor(scores), torch.tensor(codes))
+    found = make_stage(loss=loss)._level_loss(torch.tensor(scores), torch.tensor(codes), sparsity)
     expected = [naive_level_loss(s, z, buckets_of(z), loss) for s, z in zip(scores, codes, strict=True)]
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-10)
 
@@ -136,7 +136,8 @@ def test_classes_of_one_bucket_are_positives_under_different_parents_too(loss, l
     # Classes 0 and 2 share their parent, class 1 has another one and the same last level as class 0.
     codes = codes_of([[(first,), buckets] for first, buckets in zip((0, 1, 0, 3), last, strict=True)])
     scores = np.random.default_rng(1).normal(size=(4, 4, 2, 6))
-    found = make_stage(loss=loss)._masked_loss(torch.tensor(scores)[None], torch.tensor(codes)[None])
+    stage = make_stage(loss=loss, sparsity=len(last[0]))
+    found = stage._masked_loss(torch.tensor(scores)[None], torch.tensor(codes)[None])
 
     def summed(labels_of_level):
         return sum(
@@ -153,7 +154,7 @@ def test_classes_of_one_bucket_are_positives_under_different_parents_too(loss, l
 def test_classes_that_all_share_a_bucket_have_no_negative_whatever_their_parents():
     codes = codes_of([[(0,), (3,)], [(1,), (3,)], [(2,), (3,)]])
     scores = torch.tensor(np.random.default_rng(2).normal(size=(1, 3, 4, 6)))
-    assert make_stage(loss="triplet")._level_loss(scores, torch.tensor(codes[None, :, 1])).item() == 0
+    assert make_stage(loss="triplet")._level_loss(scores, torch.tensor(codes[None, :, 1]), 1).item() == 0
 
 
 @pytest.mark.parametrize("name", ["conv", "nin"])
@@ -231,8 +232,8 @@ def test_a_step_runs_the_network_once_and_hands_over_its_class_scores_once(loss,
 @pytest.mark.parametrize("loss", LOSSES)
 def test_the_loss_of_a_step_is_the_mean_of_its_groups_losses(stage_name, loss):
     items = torch.from_numpy(make_stage(groups=3)._batches.draw()[0])
-    together = make_stage(stage_name, loss, groups=3)._train_step(items)["loss"]
-    alone = [make_stage(stage_name, loss)._train_step(group[None])["loss"].item() for group in items]
+    together = make_stage(stage_name, loss, groups=3)._train_step(items)
+    alone = [make_stage(stage_name, loss)._train_step(group[None]).item() for group in items]
     assert np.ptp(alone) > 1e-4
     assert together.item() == pytest.approx(np.mean(alone), rel=1e-5)
 

@@ -1,0 +1,190 @@
+"""Training steps as CUDA graphs: which are captured, and that they train what steps one by one train."""
+
+import numpy as np
+import pytest
+import torch
+from joblib import Parallel, delayed
+from torch import nn
+
+import hqsearch.fitting
+from hqsearch import HierarchicalHashEncoder
+from hqsearch.baselines import SoftmaxHashEncoder
+from hqsearch.embedding import checkpoints
+from hqsearch.embedding.automatic import resolve_captured
+from hqsearch.embedding.capture import CapturedStep
+from hqsearch.embedding.classifier import ClassifierStage
+from hqsearch.embedding.proxies import ProxyHashStage, ProxyMetricStage
+from hqsearch.embedding.settling import SettledHashStage
+from hqsearch.embedding.stage import Stage, StageSettings, make_optimizer
+from hqsearch.embedding.training import HashStage, MetricStage
+
+# Five steps an epoch of digits, of which the first three of a stage run as they are.
+STEPS = {"validation_fraction": 0, "precision": "float32"}
+N_REPLAYS = 4 * 5 - 3
+CUDA = torch.device("cuda")
+on_gpu = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+
+def make(**parameters):
+    return HierarchicalHashEncoder(
+        **{"metric_epochs": 4, "hash_epochs": 4, "random_state": 0, **STEPS} | parameters
+    )
+
+
+def losses_of(encoder):
+    return [record["loss"] for record in encoder.history_]
+
+
+def assert_close(losses, expected, share=0.02):
+    """Equal up to a share of each stage's first loss: rounding grows, and some losses fall to nearly none."""
+    for stage in (slice(0, 4), slice(4, 8)):
+        assert losses[stage] == pytest.approx(expected[stage], abs=share * expected[stage][0])
+
+
+@pytest.mark.parametrize(
+    ("network", "device", "expected"),
+    [
+        ("auto", CUDA, True),
+        ("nin", CUDA, True),
+        ("mlp", torch.device("cpu"), False),
+        (nn.Linear(2, 2), CUDA, False),
+        (lambda shape: nn.Linear(2, 2), CUDA, False),
+    ],
+)
+def test_steps_of_our_own_networks_on_a_gpu_may_be_captured(network, device, expected):
+    assert resolve_captured(network, device) is expected
+
+
+@pytest.mark.parametrize(
+    ("kind", "loss", "expected"),
+    [
+        (MetricStage, "npairs", True),
+        (MetricStage, "triplet", True),
+        (ProxyMetricStage, "proxy", True),
+        (HashStage, "npairs", False),  # solves codes in every step
+        (SettledHashStage, "npairs", True),
+        (SettledHashStage, "triplet", True),
+        (ProxyHashStage, "proxy", True),
+        (ClassifierStage, "softmax", True),
+    ],
+)
+def test_a_step_that_waits_for_the_device_is_not_captured(kind, loss, expected):
+    stage = object.__new__(kind)
+    stage.settings = StageSettings(loss, 0.0, 0.0, 1, 1e-3, 1e-3, 16, 4)
+    assert stage._is_capturable() is expected
+
+
+def test_the_rates_of_captured_steps_stay_in_place_and_follow_the_schedule():
+    # Fused and capturable, as on a GPU; none of that is asked for before a step.
+    weight = nn.Parameter(torch.zeros(2))
+    groups = [{"params": [weight], "lr": np.float64(0.5)}]
+    optimizer = make_optimizer(groups, torch.device("cpu"), captured=True)
+    rate = optimizer.param_groups[0]["lr"]
+    # The only type that the fused Adam takes.
+    assert (rate.item(), rate.dtype) == (0.5, torch.float32)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.1**step)
+    optimizer._opt_called = True  # or the schedule warns that no step came before it
+    for expected in (0.05, 0.005):
+        schedule.step()
+        assert optimizer.param_groups[0]["lr"] is rate
+        assert rate.item() == pytest.approx(expected)
+
+
+def test_no_gradients_stay_with_a_trained_network(digits):
+    X, y, *_ = digits
+    encoder = make(metric_epochs=1, hash_epochs=1).fit(X, y)
+    for network in (encoder._model.metric_network, encoder._model.hash_network):
+        assert all(parameter.grad is None for parameter in network.parameters())
+
+
+def on_network(network, X, loss):
+    """X as a network takes it, and an encoder's parameters."""
+    asked = {"loss": loss, "network": network, "code_assignment": "settled", "device": "cuda"}
+    if network == "mlp":
+        return X, asked
+    # Without normalisation a network in network amplifies what differs, unless it takes small steps.
+    slow = {"learning_rate": 1e-4, "hash_learning_rate": 1e-4} if network == "nin" else {}
+    return X.reshape(-1, 1, 8, 8), asked | slow
+
+
+def share_of(network, loss):
+    """By how much two trainings may differ: semi-hard negatives change with the last bit of a distance."""
+    # A millionth on the initial weights makes 0.11 on a CPU, and no other pair of these above 0.005.
+    return 0.25 if (network, loss) == ("conv", "triplet") else 0.02
+
+
+@pytest.fixture
+def n_replays(monkeypatch):
+    """Count the steps that are replayed, each stage's in a number of its own."""
+    counts = {}
+    step = CapturedStep.__call__
+
+    def counting(self, items):
+        loss = step(self, items)
+        counts[self] = counts.get(self, 0) + (self._graph is not None)
+        return loss
+
+    monkeypatch.setattr(CapturedStep, "__call__", counting)
+    return lambda: sorted(counts.values())
+
+
+@pytest.mark.parametrize("loss", ["proxy", "npairs", "triplet"])
+@pytest.mark.parametrize("network", ["mlp", "conv", "nin"])
+class TestOnGpu:
+    pytestmark = on_gpu
+
+    def test_captured_steps_train_what_steps_one_by_one_train(
+        self, digits, n_replays, monkeypatch, loss, network
+    ):
+        X, y, *_ = digits
+        X, asked = on_network(network, X, loss)
+        captured = make(**asked).fit(X, y)
+        assert n_replays() == [N_REPLAYS] * 2
+        monkeypatch.setattr(hqsearch.fitting, "resolve_captured", lambda network, device: False)
+        plain = make(**asked).fit(X, y)
+        assert len(n_replays()) == 2
+        assert_close(losses_of(captured), losses_of(plain), share_of(network, loss))
+        # What is compared moves by more than that.
+        assert losses_of(plain)[3] < 0.9 * losses_of(plain)[0] or network == "nin"
+
+    def test_a_fit_that_goes_on_from_a_checkpoint_ends_as_one_that_was_not_stopped(
+        self, digits, n_replays, monkeypatch, tmp_path, loss, network
+    ):
+        monkeypatch.setattr(checkpoints, "SHARE_OF_TIME", 1.0)
+        X, y, *_ = digits
+        X, asked = on_network(network, X, loss)
+        whole = make(**asked).fit(X, y)
+        run_epoch = Stage._run_epoch
+
+        def dying(stage):
+            if len(stage.history) == 2:
+                raise InterruptedError
+            return run_epoch(stage)
+
+        monkeypatch.setattr(Stage, "_run_epoch", dying)
+        with pytest.raises(InterruptedError):
+            make(**asked, checkpoint_dir=tmp_path).fit(X, y)
+        monkeypatch.setattr(Stage, "_run_epoch", run_epoch)
+        resumed = make(**asked, checkpoint_dir=tmp_path).fit(X, y)
+        assert_close(losses_of(resumed), losses_of(whole), share_of(network, loss))
+
+
+class TestMoreOnGpu:
+    pytestmark = on_gpu
+
+    def test_the_control_is_captured_too(self, digits, n_replays):
+        X, y, *_ = digits
+        control = SoftmaxHashEncoder(epochs=4, device="cuda", random_state=0, **STEPS).fit(X, y)
+        assert n_replays() == [N_REPLAYS]
+        assert losses_of(control)[3] < 0.5 * losses_of(control)[0]
+
+    def test_fits_in_threads_do_not_mind_each_other(self, digits):
+        X, y, *_ = digits
+        encoders = [make(device="cuda", random_state=seed) for seed in range(4)]
+        alone = [losses_of(encoder.fit(X, y)) for encoder in encoders]
+        fits = Parallel(n_jobs=4, prefer="threads")(delayed(e.fit)(X, y) for e in encoders)
+        for encoder, losses in zip(fits, alone, strict=True):
+            assert_close(losses_of(encoder), losses)
