@@ -1,9 +1,10 @@
 """Where a training step's time goes, what the masked losses save, and the published step for comparison.
 
-Three tables: (1) seconds of a hash-stage step by part, for each trunk and sparsity; (2) the masked losses
+Four tables: (1) seconds of a hash-stage step by part, for each trunk and sparsity; (2) the masked losses
 against the naive form over an items x items x buckets mask: seconds, peak memory, and that the values are
 equal; (3) items a second of whole steps against a plain torch version of the published step: one forward pass
-for the codes and one for the loss, B x B x d masks, the flow network built arc by arc in OR-Tools.
+for the codes and one for the loss, B x B x d masks, the flow network built arc by arc in OR-Tools; (4) the
+steps of codes that settle, by how their kernels are launched.
 
     python benchmarks/bench_training.py               writes benchmarks/results/bench_training-cpu.*
     python benchmarks/bench_training.py --device cuda
@@ -37,6 +38,7 @@ from hqsearch.embedding.losses import (
     semihard_triplet_loss,
 )
 from hqsearch.embedding.networks import StageNetwork, Standardize, build_trunk, n_trunk_outputs, new_head
+from hqsearch.embedding.proxies import ProxyHashStage
 from hqsearch.embedding.stage import TrainingData
 from hqsearch.embedding.training import HashStage
 
@@ -46,7 +48,7 @@ PENALTIES = {"sibling_penalty": 100.0, "orthogonality_penalty": 0.1}
 INPUT_SHAPES = {"mlp": (384,), "conv": (1, 32, 32), "nin": (3, 32, 32)}
 PARTS = ("forward", "class scores to CPU", "flow", "loss", "backward", "optimiser")
 RESULTS = Path(__file__).parent / "results"
-TABLES = ("parts", "losses", "steps")
+TABLES = ("parts", "losses", "steps", "launches")
 
 
 class TimedHashStage(HashStage):
@@ -88,7 +90,7 @@ def wait_for(device):
         torch.cuda.synchronize()
 
 
-def make_stage(trunk_name, sparsity, loss, device, *, solve=None):
+def make_stage(trunk_name, sparsity, loss, device, *, kind=TimedHashStage, captured=False, compiled=False):
     """Return a hash stage on random items of the trunk's usual shape, ready to step."""
     shape = INPUT_SHAPES[trunk_name]
     rng = np.random.default_rng(SEED)
@@ -113,20 +115,26 @@ def make_stage(trunk_name, sparsity, loss, device, *, solve=None):
         batch_size=BATCH_SIZE,
         classes_per_batch=N_CLASSES,
         precision=resolve_precision("auto", trunk_name, shape, torch.device(device)),
+        captured=captured,
     )
     problem = CodeProblem(
         n_levels=N_LEVELS,
         branching_factor=BRANCHING_FACTOR,
         sparsity=sparsity,
-        solve=solve or (lambda scores: solve_cascades(scores, sparsity=sparsity, **PENALTIES)),
+        solve=lambda scores: solve_cascades(scores, sparsity=sparsity, **PENALTIES),
         validate=lambda scores, embedding: {},
     )
     everything, nothing = np.arange(len(y)), np.empty(0, np.int64)
     data = TrainingData(torch.from_numpy(X).to(device), y, everything, nothing)
-    stage = TimedHashStage(network, data, settings, problem=problem, seed=SEED)
+    stage = kind(network, data, settings, problem=problem, seed=SEED)
     stage._initialize()
-    stage.start_clocks()
+    if kind is TimedHashStage:
+        stage.start_clocks()
+    else:
+        stage._start_codes()
     network.train()
+    if compiled:
+        stage.network = torch.compile(network)
     return stage
 
 
@@ -304,6 +312,37 @@ def compare_steps(trunk_name, sparsity, loss, device, n_steps):
     }
 
 
+# --- the launches of a step
+
+
+def compare_launches(trunk_name, device, forms, n_steps, n_runs=5):
+    """Microseconds of a step in each form, in turns of `n_steps`, and the seconds of the first steps."""
+    row = {"trunk": trunk_name, "objective": "proxy"}
+
+    def run(stage, n):
+        wait_for(device)
+        started = time.perf_counter()
+        for _ in range(n):
+            items, _ = stage._batches.draw()
+            stage._update(stage._on_device(stage.data.train[items]))
+            stage._schedule.step()
+        wait_for(device)
+        return time.perf_counter() - started
+
+    stages, seconds = {}, defaultdict(list)
+    for form in forms:
+        how = {name: name in form for name in ("captured", "compiled")}
+        stages[form] = make_stage(trunk_name, 1, "proxy", device, kind=ProxyHashStage, **how)
+        # Capturing, compiling, and what libraries do at first.
+        row[f"{form}, first 5 steps, s"] = run(stages[form], 5)
+    for _ in range(n_runs):
+        for form, stage in stages.items():
+            seconds[form].append(run(stage, n_steps) / n_steps)
+    for form in forms:
+        row[f"{form}, us"] = 1e6 * statistics.median(seconds[form])
+    return row
+
+
 # --- the masked losses alone
 
 
@@ -453,6 +492,16 @@ def main():
         figures["steps"] = [
             compare_steps(*setting, device, max(2, steps[setting[0]] // 2)) for setting in settings
         ]
+    if "launches" in tables:
+        forms = ["one by one", "compiled"]
+        if device.type == "cuda":
+            forms += ["captured", "compiled and captured"]
+        # Compiling takes half a minute for each trunk, nothing for a smoke run.
+        trunks = ["mlp"] if small else ["mlp", "conv", "nin"] if device.type == "cuda" else ["mlp", "conv"]
+        figures["launches"] = [
+            compare_launches(trunk, device, forms[:1] if small else forms, 2 if small else 50)
+            for trunk in trunks
+        ]
     text = "\n\n".join(
         [
             f"Hash-stage step: C = {N_CLASSES} classes, B = {BATCH_SIZE} items, K = {N_LEVELS}, "
@@ -462,6 +511,8 @@ def main():
             table(figures["losses"]),
             "Whole steps against the published step written plainly in torch and OR-Tools, in float32:",
             table(figures["steps"]),
+            "Steps of codes that settle, by how their kernels are launched:",
+            table(figures["launches"]),
         ]
     )
     print(text)

@@ -28,6 +28,8 @@ from pathlib import Path
 import paper_data
 import paper_report
 import paper_systems
+import torch
+from joblib import Parallel, delayed
 from paper_presets import PRESETS
 
 import hqsearch
@@ -54,6 +56,9 @@ def parse_arguments():
     parser.add_argument("--data-home", type=Path, help="folder or file of the data set")
     parser.add_argument("--limit", type=int, help="at most this many training items, stratified")
     parser.add_argument("--device", default="auto")
+    parser.add_argument(
+        "--n-jobs", type=int, default=1, help="systems trained and measured at once; microseconds suffer"
+    )
     parser.add_argument("--validation-only", action="store_true")
     parser.add_argument("--work", type=Path, default=Path(".paper"), help="what a later run goes on from")
     parser.add_argument(
@@ -107,6 +112,12 @@ def what_auto_is(encoder, input_shape):
     }
 
 
+def device_name(device):
+    """Name of the device that networks run on."""
+    resolved = resolve_device(device)
+    return torch.cuda.get_device_name(resolved) if resolved.type == "cuda" else resolved.type
+
+
 def training_source():
     """Digest of the code that trains: what an earlier version of it has trained is none of ours."""
     package = Path(hqsearch.__file__).parent
@@ -155,6 +166,26 @@ class Records:
             file.write(json.dumps({"key": key, "records": records}) + "\n")
 
 
+FIRSTS = ("control", "metric")
+FIRST_GROUPS = ("baselines", "softmax")
+
+
+def train_first(systems, name):
+    """Train what several systems of a protocol and seed share, where it is not kept yet."""
+    if name == "metric":
+        systems.encoder(hash_epochs=0)
+    else:
+        systems.trained_control()
+
+
+def measure_group(key, systems):
+    """Train and search a group of systems: its key, its records, and the seconds that took."""
+    protocol, seed, name = key
+    started = time.perf_counter()
+    records = [{"protocol": protocol, "seed": seed, **record} for record in systems.groups()[name]()]
+    return key, records, time.perf_counter() - started
+
+
 def run(arguments):
     """Train and search what is not done yet, then write the results."""
     parameters, by_sparsity, control = encoder_parameters(arguments)
@@ -177,28 +208,33 @@ def run(arguments):
         for p in arguments.protocols
     }
     n_classes = {name: len(set(task.gallery_y.tolist())) for name, task in tasks.items()}
+    # Neither depends on the sparsities, nor the control on the loss.
+    cached = {**parameters, "memory": str(arguments.work / f"metric-{training_source()}")}
+    classifier = {**control, "memory": str(arguments.work / f"control-{training_source()}")}
+    systems, missing = {}, []
     for seed in arguments.seeds:
         for protocol, task in tasks.items():
-            # Neither depends on the sparsities, nor the control on the loss.
-            cached = {**parameters, "memory": str(arguments.work / f"metric-{training_source()}")}
-            classifier = {**control, "memory": str(arguments.work / f"control-{training_source()}")}
             encoders = kept.folder / f"encoders-{training_source()}" / f"{protocol}-{seed}"
-            systems = paper_systems.Systems(
+            systems[protocol, seed] = paper_systems.Systems(
                 task, seed, cached, classifier, arguments.sparsities, by_sparsity, encoders
             )
-            for name, measure in systems.groups():
-                key = (protocol, seed, name)
-                if key not in kept.groups:
-                    started = time.perf_counter()
-                    kept.add(key, [{"protocol": protocol, "seed": seed, **record} for record in measure()])
-                    print(
-                        f"{protocol}, seed {seed}, {name}: {time.perf_counter() - started:.0f} s", flush=True
-                    )
+            keys = [(protocol, seed, name) for name in systems[protocol, seed].groups()]
+            missing += [key for key in keys if key not in kept.groups]
+    if arguments.n_jobs != 1:
+        # First what several systems share: each would train it for itself.
+        firsts = [(systems[key], name) for name in FIRSTS for key in sorted({key[:2] for key in missing})]
+        Parallel(arguments.n_jobs)(delayed(train_first)(*first) for first in firsts)
+        # Those that take longest.
+        missing.sort(key=lambda key: FIRST_GROUPS.index(key[2]) if key[2] in FIRST_GROUPS else 2)
+    jobs = (delayed(measure_group)(key, systems[key[:2]]) for key in missing)
+    for key, records, seconds in Parallel(arguments.n_jobs, return_as="generator_unordered")(jobs):
+        kept.add(key, records)
+        print(f"{key[0]}, seed {key[1]}, {key[2]}: {seconds:.0f} s", flush=True)
     wanted = [
         record
-        for (protocol, seed, _), records in kept.groups.items()
-        if protocol in tasks and seed in arguments.seeds
-        for record in records
+        for (protocol, seed), of_one in systems.items()
+        for name in of_one.groups()
+        for record in kept.groups[protocol, seed, name]
     ]
     result = {
         "settings": settings,
@@ -208,6 +244,8 @@ def run(arguments):
         "machine": {
             "processor": platform.machine(),
             "cores": os.cpu_count(),
+            "device": device_name(arguments.device),
+            "n_jobs": arguments.n_jobs,
             "python": platform.python_version(),
         },
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},

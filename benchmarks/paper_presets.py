@@ -1,4 +1,4 @@
-"""The papers' published settings, and settings for two cores, as parameters of `HierarchicalHashEncoder`."""
+"""The papers' published settings, and others, as parameters of `HierarchicalHashEncoder`."""
 
 from __future__ import annotations
 
@@ -25,8 +25,9 @@ BY_SPARSITY_NPAIRS = {
 }
 BY_SPARSITY_TRIPLET = {s: {"hash_margin": 0.3 if s == 2 else 0.5} for s in (1, 2, 3, 4)}
 
-# For images on two cores: fewer epochs than the defaults, nothing else.
-TWO_CORES = {
+# Epochs, nothing else.
+EPOCHS = {
+    "thirty-epochs": {"metric_epochs": 30, "hash_epochs": 30},
     "six-epochs": {"metric_epochs": 6, "hash_epochs": 6},
     "three-epochs": {"metric_epochs": 3, "hash_epochs": 3},
 }
@@ -38,5 +39,5 @@ PRESETS = {
     "cvpr19-cifar100-triplet": ({**TRIPLET, "n_levels": 2, "branching_factor": 64}, BY_SPARSITY_TRIPLET),
     "icml18-cifar100-npairs": ({**NPAIRS, "n_levels": 1, "branching_factor": 64}, {}),
     "icml18-imagenet32-npairs": ({**NPAIRS, "n_levels": 1, "branching_factor": 512}, {}),
-    **{name: (parameters, {}) for name, parameters in TWO_CORES.items()},
+    **{name: (parameters, {}) for name, parameters in EPOCHS.items()},
 }

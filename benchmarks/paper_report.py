@@ -215,6 +215,7 @@ def write(result, stem):
     found = collect(result)
     stem.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
     s = result["settings"]
+    beside = result["machine"].get("n_jobs", 1) != 1
     lines = [
         f"# {s['dataset']}, loss {s['loss']}",
         "",
@@ -222,7 +223,8 @@ def write(result, stem):
         f"seeds {', '.join(map(str, result['seeds']))}; means ± the farthest seed."
         + (" Held-out training items take the place of test items." if s["validation_only"] else ""),
         f"Control: {json.dumps(s['control'])}. Automatic: {json.dumps(s.get('auto'))}.",
-        f"Machine: {json.dumps(result['machine'])}; versions: {json.dumps(result['versions'])}.",
+        f"Machine: {json.dumps(result['machine'])}; versions: {json.dumps(result['versions'])}."
+        + (" Systems were measured side by side: their times say little." if beside else ""),
         "",
         "## Reached or not",
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
+from functools import partial
 
 import faiss
 import hnswlib
@@ -264,17 +265,22 @@ class Systems:
         self.n_classes = len(np.unique(task.y))
 
     def groups(self):
-        """Name and function of each group."""
-        for s in self.sparsities:
-            yield f"codes s={s}", lambda s=s: self.codes("hqsearch", s)
-        yield "codes of one level", lambda: self.codes("one level", self.sparsities[0], n_levels=1)
-        yield "softmax", self.softmax
-        yield "baselines", self.baselines
+        """Return the function of each group by name."""
+        return {
+            **{f"codes s={s}": partial(self.codes, "hqsearch", s) for s in self.sparsities},
+            "codes of one level": partial(self.codes, "one level", self.sparsities[0], n_levels=1),
+            "softmax": self.softmax,
+            "baselines": self.baselines,
+        }
 
     def encoder(self, **more):
         """Train an encoder; its metric stage comes from the cache where it was trained before."""
         encoder = HierarchicalHashEncoder(random_state=self.seed, **(self.parameters | more))
         return encoder.fit(self.task.X, self.task.y)
+
+    def trained_control(self):
+        """Train the control, or get it from its cache."""
+        return SoftmaxHashEncoder(random_state=self.seed, **self.control).fit(self.task.X, self.task.y)
 
     def kept_encoder(self, system, sparsity, **more):
         """Train an encoder of some sparsity, or load what an earlier run trained."""
@@ -304,7 +310,7 @@ class Systems:
 
     def softmax(self):
         """Search by the control: a plain classifier, ranked by its hidden layer, and by our embedding."""
-        control = SoftmaxHashEncoder(random_state=self.seed, **self.control).fit(self.task.X, self.task.y)
+        control = self.trained_control()
         embedding, embed_us = self.places.apply(self.encoder(hash_epochs=0).embed)
         described, us = self.places.apply(control.describe)
         hidden = {name: parts[0] for name, parts in described.items()}
