@@ -34,7 +34,7 @@ from paper_presets import PRESETS
 
 import hqsearch
 from hqsearch import HierarchicalHashEncoder
-from hqsearch.embedding import resolve_device, resolve_learning_rate, resolve_precision
+from hqsearch.embedding import resolve_device, resolve_epochs, resolve_learning_rate, resolve_precision
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("hqsearch", "numpy", "scikit-learn", "torch", "numba", "faiss-cpu", "hnswlib")
@@ -93,8 +93,6 @@ def encoder_parameters(arguments):
     by_sparsity = {s: {k: v for k, v in more.items() if k not in given} for s, more in by_sparsity.items()}
     shared = ("network", "classes_per_batch", "batch_size", "device", "validation_fraction")
     control = {name: parameters[name] for name in shared if name in parameters}
-    # The control gets the epochs of both stages, and is not the weaker for having one.
-    control["epochs"] = parameters.get("metric_epochs", 30) + parameters.get("hash_epochs", 30)
     return parameters, by_sparsity, control
 
 
@@ -116,6 +114,16 @@ def device_name(device):
     """Name of the device that networks run on."""
     resolved = resolve_device(device)
     return torch.cuda.get_device_name(resolved) if resolved.type == "cuda" else resolved.type
+
+
+def epochs_of(encoder, n_items):
+    """Epochs of both stages for so many items, and of the control: both together, so it is not the weaker."""
+    n_train = round(n_items * (1 - encoder["validation_fraction"]))
+    per_step = encoder["batch_size"] * encoder["class_groups_per_step"]
+    metric, hashing = (
+        resolve_epochs(encoder[f"{stage}_epochs"], stage, n_train, per_step) for stage in ("metric", "hash")
+    )
+    return {"metric": metric, "hash": hashing, "control": metric + hashing}
 
 
 def training_source():
@@ -199,14 +207,17 @@ def run(arguments):
         "validation_only": arguments.validation_only,
     }  # fmt: skip
     X_train, X_test, y_train, y_test = paper_data.load(arguments.dataset, arguments.data_home)
-    settings["auto"] = what_auto_is(settings["encoder"], X_train.shape[1:])
-    kept = Records(arguments.work, settings)
     data = (*paper_data.limited(X_train, y_train, arguments.limit), X_test, y_test)
     data = (data[0], data[2], data[1], data[3])
     tasks = {
         p: paper_data.make_task(data, p, validation_only=arguments.validation_only)
         for p in arguments.protocols
     }
+    epochs = {name: epochs_of(settings["encoder"], len(task.y)) for name, task in tasks.items()}
+    settings["auto"] = what_auto_is(settings["encoder"], X_train.shape[1:])
+    kept = Records(arguments.work, settings)
+    # Of the protocols that this run is for.
+    settings["auto"]["epochs"] = epochs
     n_classes = {name: len(set(task.gallery_y.tolist())) for name, task in tasks.items()}
     # Neither depends on the sparsities, nor the control on the loss.
     cached = {**parameters, "memory": str(arguments.work / f"metric-{training_source()}")}
@@ -214,9 +225,10 @@ def run(arguments):
     systems, missing = {}, []
     for seed in arguments.seeds:
         for protocol, task in tasks.items():
+            classifier["epochs"] = epochs[protocol]["control"]
             encoders = kept.folder / f"encoders-{training_source()}" / f"{protocol}-{seed}"
             systems[protocol, seed] = paper_systems.Systems(
-                task, seed, cached, classifier, arguments.sparsities, by_sparsity, encoders
+                task, seed, cached, dict(classifier), arguments.sparsities, by_sparsity, encoders
             )
             keys = [(protocol, seed, name) for name in systems[protocol, seed].groups()]
             missing += [key for key in keys if key not in kept.groups]

@@ -70,8 +70,11 @@ class HierarchicalHashEncoder(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transf
         Whether one trunk serves embedding and level scores: the hash stage then goes on training the
         embedding too, by the sum of both losses, and a query runs one network instead of two. The embedding
         then depends on the codes.
-    metric_epochs, hash_epochs : int, default=30
-        Most epochs of each stage. An epoch draws about as many items as there are.
+    metric_epochs, hash_epochs : int or "auto", default="auto"
+        Most epochs of each stage. An epoch draws about as many items as there are. "auto" is 10
+        and 20, more where an epoch has fewer than 40 steps and fewer where it has more than 120, but 3 to 30:
+        a longer metric stage makes neighbours of classes that `fit` has seen hardly more precise, and those
+        of other classes much less.
     learning_rate : float or "auto", default="auto"
         Peak rate of the metric stage's linear layer. "auto" is 3e-3 with "mlp" and "conv"; 1e-3 with "nin",
         which has no normalisation, and with a network of your own, which may be trained already.
@@ -178,8 +181,8 @@ class HierarchicalHashEncoder(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transf
         "batch_size": [Interval(Integral, 4, None, closed="left")],
         "class_groups_per_step": [Interval(Integral, 1, None, closed="left")],
         "shared_trunk": ["boolean"],
-        "metric_epochs": [Interval(Integral, 0, None, closed="left")],
-        "hash_epochs": [Interval(Integral, 0, None, closed="left")],
+        "metric_epochs": [StrOptions({"auto"}), Interval(Integral, 0, None, closed="left")],
+        "hash_epochs": [StrOptions({"auto"}), Interval(Integral, 0, None, closed="left")],
         "learning_rate": [StrOptions({"auto"}), Interval(Real, 0, None, closed="neither")],
         "hash_learning_rate": [StrOptions({"auto"}), Interval(Real, 0, None, closed="neither")],
         "trunk_learning_rate_ratio": [Interval(Real, 0, None, closed="left")],
@@ -215,8 +218,8 @@ class HierarchicalHashEncoder(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transf
         batch_size: int = 128,
         class_groups_per_step: int = 1,
         shared_trunk: bool = False,
-        metric_epochs: int = 30,
-        hash_epochs: int = 30,
+        metric_epochs: int | str = "auto",
+        hash_epochs: int | str = "auto",
         learning_rate: float | str = "auto",
         hash_learning_rate: float | str = "auto",
         trunk_learning_rate_ratio: float = 1.0,

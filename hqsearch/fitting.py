@@ -17,6 +17,7 @@ from hqsearch.embedding import (
     open_checkpoints,
     resolve_captured,
     resolve_device,
+    resolve_epochs,
     resolve_learning_rate,
     resolve_precision,
     split_validation,
@@ -58,8 +59,10 @@ def fit_stages(
     history : list of dict
         One record an epoch, of both stages.
     """
-    checkpoints = _open_checkpoints(encoder, X, y, (split_seed, metric_seed, hash_seed))
     train, validation = split_validation(y, encoder.validation_fraction, np.random.default_rng(split_seed))
+    metric, hashing = (_stage_settings(encoder, stage, len(train)) for stage in ("metric", "hash"))
+    seeds = (split_seed, metric_seed, hash_seed)
+    checkpoints = _open_checkpoints(encoder, X, y, seeds, metric, hashing)
     model = EmbeddingModel(
         loss=encoder.loss,
         n_levels=encoder.n_levels,
@@ -73,16 +76,15 @@ def fit_stages(
         validation,
         network=encoder.network,
         embedding_dim=encoder.embedding_dim,
-        settings=_stage_settings(encoder, "metric"),
+        settings=metric,
         seed=metric_seed,
         memory=check_memory(encoder.memory),
         verbose=encoder.verbose,
         checkpoint=checkpoints.get("metric"),
     )
-    settings = _stage_settings(encoder, "hash")
     if interrupted:
         # Whoever interrupts wants to stop; without any epoch there would be no codes to speak of.
-        settings = replace(settings, epochs=min(1, settings.epochs))
+        hashing = replace(hashing, epochs=min(1, hashing.epochs))
         # That epoch is none of the fit that may be started again.
         checkpoints.pop("hash", None)
     embedding = model.embed(X)
@@ -91,10 +93,10 @@ def fit_stages(
         y,
         train,
         validation,
-        settings=settings,
+        settings=hashing,
         seed=hash_seed,
         problem=_code_problem(encoder, embedding, y, train, validation),
-        metric=_stage_settings(encoder, "metric") if encoder.shared_trunk else None,
+        metric=metric if encoder.shared_trunk else None,
         verbose=encoder.verbose,
         checkpoint=checkpoints.get("hash"),
     )
@@ -102,7 +104,12 @@ def fit_stages(
 
 
 def _open_checkpoints(
-    encoder: HierarchicalHashEncoder, X: np.ndarray, y: np.ndarray, seeds: tuple[int, int, int]
+    encoder: HierarchicalHashEncoder,
+    X: np.ndarray,
+    y: np.ndarray,
+    seeds: tuple[int, int, int],
+    metric: StageSettings,
+    hashing: StageSettings,
 ) -> dict[str, Any]:
     """Checkpoint of each stage, or none at all."""
     if encoder.checkpoint_dir is None:
@@ -111,7 +118,7 @@ def _open_checkpoints(
     # The last three are compared by what comes of them, and so is what "auto" stands for.
     for name in (*_NOT_TRAINED_BY, "network", "device", "random_state"):
         del parameters[name]
-    metric, hashing = (_stage_settings(encoder, stage) for stage in ("metric", "hash"))
+    parameters["metric_epochs"], parameters["hash_epochs"] = metric.epochs, hashing.epochs
     parameters["precision"] = metric.precision
     parameters["learning_rate"] = metric.learning_rate
     parameters["hash_learning_rate"] = hashing.learning_rate
@@ -126,9 +133,10 @@ def _open_checkpoints(
     )
 
 
-def _stage_settings(encoder: HierarchicalHashEncoder, stage: str) -> StageSettings:
-    """Make the settings of a stage, "metric" or "hash"."""
+def _stage_settings(encoder: HierarchicalHashEncoder, stage: str, n_items: int) -> StageSettings:
+    """Make the settings of a stage, "metric" or "hash", that trains on so many items."""
     hashing = stage == "hash"
+    epochs = encoder.hash_epochs if hashing else encoder.metric_epochs
     rate = encoder.hash_learning_rate if hashing else encoder.learning_rate
     rate = resolve_learning_rate(rate, encoder.network)
     device = resolve_device(encoder.device)
@@ -137,7 +145,7 @@ def _stage_settings(encoder: HierarchicalHashEncoder, stage: str) -> StageSettin
         regularization=encoder.hash_regularization if hashing else encoder.regularization,
         margin=encoder.hash_margin if hashing else encoder.margin,
         proxy_scale=encoder.proxy_scale,
-        epochs=encoder.hash_epochs if hashing else encoder.metric_epochs,
+        epochs=resolve_epochs(epochs, stage, n_items, encoder.batch_size * encoder.class_groups_per_step),
         learning_rate=rate,
         trunk_learning_rate=rate * encoder.trunk_learning_rate_ratio,
         batch_size=encoder.batch_size,

@@ -39,8 +39,8 @@ class SoftmaxHashEncoder(BaselineHashEncoder):
         Classes in a mini-batch; at most as many as there are.
     batch_size : int, default=128
         Items in a mini-batch, shared evenly by its classes.
-    epochs : int, default=30
-        Most epochs.
+    epochs : int or "auto", default="auto"
+        Most epochs; "auto" as both stages of `HierarchicalHashEncoder` together.
     learning_rate : float or "auto", default="auto"
         Peak rate of the last layer; "auto" as in `HierarchicalHashEncoder`.
     trunk_learning_rate_ratio : float, default=1.0
@@ -105,7 +105,7 @@ class SoftmaxHashEncoder(BaselineHashEncoder):
         ],
         "classes_per_batch": [Interval(Integral, 2, None, closed="left")],
         "batch_size": [Interval(Integral, 4, None, closed="left")],
-        "epochs": [Interval(Integral, 0, None, closed="left")],
+        "epochs": [StrOptions({"auto"}), Interval(Integral, 0, None, closed="left")],
         "learning_rate": [StrOptions({"auto"}), Interval(Real, 0, None, closed="neither")],
         "trunk_learning_rate_ratio": [Interval(Real, 0, None, closed="left")],
         "validation_fraction": [Interval(Real, 0, 1, closed="left")],
@@ -124,7 +124,7 @@ class SoftmaxHashEncoder(BaselineHashEncoder):
         network: str | Callable = "auto",
         classes_per_batch: int = 64,
         batch_size: int = 128,
-        epochs: int = 30,
+        epochs: int | str = "auto",
         learning_rate: float | str = "auto",
         trunk_learning_rate_ratio: float = 1.0,
         validation_fraction: float = 0.1,
@@ -205,6 +205,7 @@ class SoftmaxHashEncoder(BaselineHashEncoder):
             StageSettings,
             resolve_captured,
             resolve_device,
+            resolve_epochs,
             resolve_learning_rate,
             resolve_precision,
             split_validation,
@@ -217,7 +218,7 @@ class SoftmaxHashEncoder(BaselineHashEncoder):
             loss="softmax",
             regularization=0.0,
             margin=0.0,
-            epochs=self.epochs,
+            epochs=resolve_epochs(self.epochs, "classifier", len(train), self.batch_size),
             learning_rate=rate,
             trunk_learning_rate=rate * self.trunk_learning_rate_ratio,
             batch_size=self.batch_size,

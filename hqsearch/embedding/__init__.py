@@ -3,7 +3,12 @@
 The only folder that imports torch, so nothing outside imports this door before torch is needed.
 """
 
-from hqsearch.embedding.automatic import resolve_captured, resolve_learning_rate, resolve_precision
+from hqsearch.embedding.automatic import (
+    resolve_captured,
+    resolve_epochs,
+    resolve_learning_rate,
+    resolve_precision,
+)
 from hqsearch.embedding.batches import split_validation
 from hqsearch.embedding.checkpoints import open_checkpoints
 from hqsearch.embedding.classifier import ClassifierModel
@@ -21,6 +26,7 @@ __all__ = [
     "pack_model",
     "resolve_captured",
     "resolve_device",
+    "resolve_epochs",
     "resolve_learning_rate",
     "resolve_precision",
     "split_validation",

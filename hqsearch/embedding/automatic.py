@@ -1,4 +1,4 @@
-"""What "auto" stands for: bfloat16 where that is faster than float32, and learning rates."""
+"""What "auto" stands for: bfloat16 where that is faster than float32, learning rates and epochs."""
 
 from __future__ import annotations
 
@@ -16,6 +16,12 @@ _CPU_INSTRUCTIONS = ("avx512_bf16", "amx_bf16")
 # higher rate; a network of the user's may be trained already.
 _NORMALISED = ("auto", "mlp", "conv")
 _NORMALISED_RATE, _RATE = 3e-3, 1e-3
+# Also measured there. A longer metric stage gains little among the classes that it sees, and loses much among
+# others.
+_EPOCHS = {"metric": 10, "hash": 20}
+_FEWEST_EPOCHS, _MOST_EPOCHS = 3, 30
+# Epochs of fewer steps than this many don't teach much each, and of more than that many teach more.
+_FEW_STEPS, _MANY_STEPS = 40, 120
 # The first NVIDIA GPUs that multiply bfloat16.
 _CUDA_CAPABILITY = (8, 0)
 
@@ -53,6 +59,33 @@ def resolve_learning_rate(learning_rate: float | str, network: str | nn.Module |
         return learning_rate
     normalised = isinstance(network, str) and network in _NORMALISED
     return _NORMALISED_RATE if normalised else _RATE
+
+
+def resolve_epochs(epochs: int | str, stage: str, n_items: int, items_per_step: int) -> int:
+    """Turn an `epochs` parameter into a number: "auto" is more for few items, and fewer for many.
+
+    Parameters
+    ----------
+    epochs : int or "auto"
+        The parameter.
+    stage : {"metric", "hash", "classifier"}
+        What is trained; a classifier takes the place of both stages.
+    n_items : int
+        Items to train on.
+    items_per_step : int
+        Items of a training step.
+
+    Returns
+    -------
+    int
+    """
+    if not isinstance(epochs, str):
+        return epochs
+    if stage == "classifier":
+        return sum(resolve_epochs(epochs, name, n_items, items_per_step) for name in _EPOCHS)
+    steps = n_items / items_per_step
+    wanted = round(_EPOCHS[stage] * min(max(steps, _FEW_STEPS), _MANY_STEPS) / steps)
+    return min(max(wanted, _FEWEST_EPOCHS), _MOST_EPOCHS)
 
 
 def resolve_captured(network: str | nn.Module | Callable, device: torch.device) -> bool:

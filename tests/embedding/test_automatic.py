@@ -8,7 +8,12 @@ from torch import nn
 from hqsearch import HierarchicalHashEncoder
 from hqsearch.baselines import SoftmaxHashEncoder
 from hqsearch.embedding import automatic
-from hqsearch.embedding.automatic import multiplies_bfloat16, resolve_learning_rate, resolve_precision
+from hqsearch.embedding.automatic import (
+    multiplies_bfloat16,
+    resolve_epochs,
+    resolve_learning_rate,
+    resolve_precision,
+)
 from hqsearch.embedding.stage import Stage
 
 CPU = torch.device("cpu")
@@ -140,3 +145,38 @@ def test_both_stages_get_their_rate(monkeypatch, digits, parameters, expected):
     control = {name: value for name, value in parameters.items() if name != "hash_learning_rate"}
     SoftmaxHashEncoder(epochs=0, **control).fit(digits[0], digits[1])
     assert rates == expected[:1]
+
+
+@pytest.mark.parametrize(
+    ("asked", "n_items", "items_per_step", "expected"),
+    [
+        ("auto", 12_800, 128, [10, 20, 30]),  # 100 steps each
+        ("auto", 25_600, 256, [10, 20, 30]),
+        ("auto", 5_120, 128, [10, 20, 30]),  # 40
+        ("auto", 25_600, 128, [6, 12, 18]),  # 200
+        ("auto", 2_560, 128, [20, 30, 50]),  # 20
+        ("auto", 500, 128, [30, 30, 60]),
+        ("auto", 1_000_000, 128, [3, 3, 6]),
+        (7, 25_600, 128, [7, 7, 7]),
+        (0, 500, 128, [0, 0, 0]),
+    ],
+)
+def test_auto_epochs_are_more_for_few_items_and_fewer_for_many(asked, n_items, items_per_step, expected):
+    stages = ("metric", "hash", "classifier")
+    assert [resolve_epochs(asked, stage, n_items, items_per_step) for stage in stages] == expected
+
+
+def test_stages_and_control_train_for_the_epochs_of_the_items_that_are_not_held_out(monkeypatch):
+    monkeypatch.setattr(automatic, "_EPOCHS", {"metric": 0.5, "hash": 0.75})
+    rng = np.random.default_rng(0)
+    y = np.arange(480) % 4
+    X = rng.normal(size=(480, 3)) + y[:, None]
+    # Of 240 items a step takes a fifth, an eighth of 40 steps: half an epoch becomes four, and 0.75 six.
+    asked = {"batch_size": 48, "random_state": 0, "validation_fraction": 0.5}
+    for given, expected in (
+        ({}, ["metric"] * 4 + ["hash"] * 6),
+        ({"hash_epochs": 1}, ["metric"] * 4 + ["hash"]),
+    ):
+        encoder = HierarchicalHashEncoder(**asked, **given).fit(X, y)
+        assert [record["stage"] for record in encoder.history_] == expected
+    assert len(SoftmaxHashEncoder(**asked).fit(X, y).history_) == 10
