@@ -34,7 +34,13 @@ from paper_presets import PRESETS
 
 import hqsearch
 from hqsearch import HierarchicalHashEncoder
-from hqsearch.embedding import resolve_device, resolve_epochs, resolve_learning_rate, resolve_precision
+from hqsearch.embedding import (
+    items_per_step,
+    resolve_device,
+    resolve_epochs,
+    resolve_learning_rate,
+    resolve_precision,
+)
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("hqsearch", "numpy", "scikit-learn", "torch", "numba", "faiss-cpu", "hnswlib")
@@ -116,10 +122,14 @@ def device_name(device):
     return torch.cuda.get_device_name(resolved) if resolved.type == "cuda" else resolved.type
 
 
-def epochs_of(encoder, n_items):
-    """Epochs of both stages for so many items, and of the control: both together, so it is not the weaker."""
-    n_train = round(n_items * (1 - encoder["validation_fraction"]))
-    per_step = encoder["batch_size"] * encoder["class_groups_per_step"]
+def epochs_of(encoder, y):
+    """Epochs of both stages on items of these labels, and of the control: both together, to be as strong.
+
+    "auto" may be one epoch off: how many items are held out is drawn class by class.
+    """
+    n_train = round(len(y) * (1 - encoder["validation_fraction"]))
+    batch = (encoder[name] for name in ("classes_per_batch", "batch_size", "class_groups_per_step"))
+    per_step = items_per_step(len(set(y.tolist())), *batch)
     metric, hashing = (
         resolve_epochs(encoder[f"{stage}_epochs"], stage, n_train, per_step) for stage in ("metric", "hash")
     )
@@ -157,21 +167,32 @@ class Records:
         self.folder.mkdir(parents=True, exist_ok=True)
         sparsities = "-".join(str(s) for s in settings["sparsities"])
         self.path = self.folder / f"records-{sparsities}-{measuring_source()}.jsonl"
-        self.groups = {}
+        self.groups, self.places = {}, {}
         if self.path.exists():
             whole, _, torn = self.path.read_text().rpartition("\n")
             if torn:
                 # Cut off while it was written: its group is done again.
                 self.path.write_text(whole + "\n" if whole else "")
             for line in whole.splitlines():
-                group = json.loads(line)
-                self.groups[tuple(group["key"])] = group["records"]
+                self._keep(json.loads(line))
 
-    def add(self, key, records):
-        """Keep a group."""
-        self.groups[key] = records
+    def _keep(self, group):
+        key = tuple(group["key"])
+        self.groups[key] = group["records"]
+        self.places[key] = {name: group[name] for name in ("device", "n_jobs")}
+
+    def add(self, key, records, place):
+        """Keep a group, and where it was measured: device, and how many systems at once."""
+        group = {"key": key, "records": records, **place}
+        self._keep(group)
         with self.path.open("a") as file:
-            file.write(json.dumps({"key": key, "records": records}) + "\n")
+            file.write(json.dumps(group) + "\n")
+
+    def places_of(self, keys):
+        """Devices of groups, one after the other, and the most systems that were measured at once."""
+        places = [self.places[key] for key in keys]
+        devices = dict.fromkeys(place["device"] for place in places)
+        return {"device": ", ".join(devices), "n_jobs": max(place["n_jobs"] for place in places)}
 
 
 FIRSTS = ("control", "metric")
@@ -213,7 +234,7 @@ def run(arguments):
         p: paper_data.make_task(data, p, validation_only=arguments.validation_only)
         for p in arguments.protocols
     }
-    epochs = {name: epochs_of(settings["encoder"], len(task.y)) for name, task in tasks.items()}
+    epochs = {name: epochs_of(settings["encoder"], task.y) for name, task in tasks.items()}
     settings["auto"] = what_auto_is(settings["encoder"], X_train.shape[1:])
     kept = Records(arguments.work, settings)
     # Of the protocols that this run is for.
@@ -225,7 +246,8 @@ def run(arguments):
     systems, missing = {}, []
     for seed in arguments.seeds:
         for protocol, task in tasks.items():
-            classifier["epochs"] = epochs[protocol]["control"]
+            given = "metric_epochs" in parameters or "hash_epochs" in parameters
+            classifier["epochs"] = epochs[protocol]["control"] if given else "auto"
             encoders = kept.folder / f"encoders-{training_source()}" / f"{protocol}-{seed}"
             systems[protocol, seed] = paper_systems.Systems(
                 task, seed, cached, dict(classifier), arguments.sparsities, by_sparsity, encoders
@@ -238,16 +260,12 @@ def run(arguments):
         Parallel(arguments.n_jobs)(delayed(train_first)(*first) for first in firsts)
         # Those that take longest.
         missing.sort(key=lambda key: FIRST_GROUPS.index(key[2]) if key[2] in FIRST_GROUPS else 2)
+    place = {"device": device_name(arguments.device), "n_jobs": arguments.n_jobs}
     jobs = (delayed(measure_group)(key, systems[key[:2]]) for key in missing)
     for key, records, seconds in Parallel(arguments.n_jobs, return_as="generator_unordered")(jobs):
-        kept.add(key, records)
+        kept.add(key, records, place)
         print(f"{key[0]}, seed {key[1]}, {key[2]}: {seconds:.0f} s", flush=True)
-    wanted = [
-        record
-        for (protocol, seed), of_one in systems.items()
-        for name in of_one.groups()
-        for record in kept.groups[protocol, seed, name]
-    ]
+    keys = [(*key, name) for key, of_one in systems.items() for name in of_one.groups()]
     result = {
         "settings": settings,
         "seeds": arguments.seeds,
@@ -256,12 +274,11 @@ def run(arguments):
         "machine": {
             "processor": platform.machine(),
             "cores": os.cpu_count(),
-            "device": device_name(arguments.device),
-            "n_jobs": arguments.n_jobs,
+            **kept.places_of(keys),
             "python": platform.python_version(),
         },
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
-        "records": wanted,
+        "records": [record for key in keys for record in kept.groups[key]],
     }
     stem = f"paper-{arguments.dataset}-{arguments.loss}"
     if arguments.preset != "default":

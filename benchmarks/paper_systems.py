@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
+import warnings
 from functools import partial
 
 import faiss
@@ -275,12 +276,17 @@ class Systems:
 
     def encoder(self, **more):
         """Train an encoder; its metric stage comes from the cache where it was trained before."""
-        encoder = HierarchicalHashEncoder(random_state=self.seed, **(self.parameters | more))
-        return encoder.fit(self.task.X, self.task.y)
+        return self.fit(HierarchicalHashEncoder(random_state=self.seed, **(self.parameters | more)))
+
+    def fit(self, estimator):
+        """Fit an estimator to the training items; an interrupted fit is none to measure or keep."""
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", "Training of the .* was interrupted")
+            return estimator.fit(self.task.X, self.task.y)
 
     def trained_control(self):
         """Train the control, or get it from its cache."""
-        return SoftmaxHashEncoder(random_state=self.seed, **self.control).fit(self.task.X, self.task.y)
+        return self.fit(SoftmaxHashEncoder(random_state=self.seed, **self.control))
 
     def kept_encoder(self, system, sparsity, **more):
         """Train an encoder of some sparsity, or load what an earlier run trained."""

@@ -14,6 +14,7 @@ from hqsearch.embedding import (
     CodeProblem,
     EmbeddingModel,
     StageSettings,
+    items_per_step,
     open_checkpoints,
     resolve_captured,
     resolve_device,
@@ -137,6 +138,9 @@ def _stage_settings(encoder: HierarchicalHashEncoder, stage: str, n_items: int) 
     """Make the settings of a stage, "metric" or "hash", that trains on so many items."""
     hashing = stage == "hash"
     epochs = encoder.hash_epochs if hashing else encoder.metric_epochs
+    per_step = items_per_step(
+        len(encoder.classes_), encoder.classes_per_batch, encoder.batch_size, encoder.class_groups_per_step
+    )
     rate = encoder.hash_learning_rate if hashing else encoder.learning_rate
     rate = resolve_learning_rate(rate, encoder.network)
     device = resolve_device(encoder.device)
@@ -145,7 +149,7 @@ def _stage_settings(encoder: HierarchicalHashEncoder, stage: str, n_items: int) 
         regularization=encoder.hash_regularization if hashing else encoder.regularization,
         margin=encoder.hash_margin if hashing else encoder.margin,
         proxy_scale=encoder.proxy_scale,
-        epochs=resolve_epochs(epochs, stage, n_items, encoder.batch_size * encoder.class_groups_per_step),
+        epochs=resolve_epochs(epochs, stage, n_items, per_step),
         learning_rate=rate,
         trunk_learning_rate=rate * encoder.trunk_learning_rate_ratio,
         batch_size=encoder.batch_size,

@@ -203,6 +203,7 @@ class SoftmaxHashEncoder(BaselineHashEncoder):
         from hqsearch.embedding import (
             ClassifierModel,
             StageSettings,
+            items_per_step,
             resolve_captured,
             resolve_device,
             resolve_epochs,
@@ -214,11 +215,12 @@ class SoftmaxHashEncoder(BaselineHashEncoder):
         train, validation = split_validation(y, self.validation_fraction, np.random.default_rng(split_seed))
         rate = resolve_learning_rate(self.learning_rate, self.network)
         device = resolve_device(self.device)
+        per_step = items_per_step(len(self.classes_), self.classes_per_batch, self.batch_size)
         settings = StageSettings(
             loss="softmax",
             regularization=0.0,
             margin=0.0,
-            epochs=resolve_epochs(self.epochs, "classifier", len(train), self.batch_size),
+            epochs=resolve_epochs(self.epochs, "classifier", len(train), per_step),
             learning_rate=rate,
             trunk_learning_rate=rate * self.trunk_learning_rate_ratio,
             batch_size=self.batch_size,

@@ -9,7 +9,7 @@ from hqsearch.embedding.automatic import (
     resolve_learning_rate,
     resolve_precision,
 )
-from hqsearch.embedding.batches import split_validation
+from hqsearch.embedding.batches import items_per_step, split_validation
 from hqsearch.embedding.checkpoints import open_checkpoints
 from hqsearch.embedding.classifier import ClassifierModel
 from hqsearch.embedding.model import EmbeddingModel, resolve_device
@@ -22,6 +22,7 @@ __all__ = [
     "CodeProblem",
     "EmbeddingModel",
     "StageSettings",
+    "items_per_step",
     "open_checkpoints",
     "pack_model",
     "resolve_captured",

@@ -41,9 +41,10 @@ class ClassBalancedBatches:
         sizes = np.bincount(y)
         self.n_classes = len(sizes)
         self.n_groups = groups_per_step
-        self.classes_per_group = min(classes_per_batch, self.n_classes)
-        self.items_per_class = max(2, batch_size // self.classes_per_group // 2 * 2)
-        per_step = self.n_groups * self.classes_per_group * self.items_per_class
+        self.classes_per_group, self.items_per_class = _group_shape(
+            self.n_classes, classes_per_batch, batch_size
+        )
+        per_step = items_per_step(self.n_classes, classes_per_batch, batch_size, groups_per_step)
         self.steps_per_epoch = max(1, round(len(y) / per_step))
         members = np.split(np.argsort(y, kind="stable"), np.cumsum(sizes)[:-1])
         self._queues = [_ShuffledQueue(items, rng) for items in members]
@@ -96,6 +97,18 @@ class ClassBalancedBatches:
         for queue, order, taken in zip(queues, orders, arrays["taken"].tolist(), strict=True):
             queue._order, queue._next = order, taken
         self._rng.bit_generator.state = generator
+
+
+def items_per_step(n_classes: int, classes_per_batch: int, batch_size: int, groups_per_step: int = 1) -> int:
+    """Items that `ClassBalancedBatches` of these parameters draws at once."""
+    classes_per_group, items_per_class = _group_shape(n_classes, classes_per_batch, batch_size)
+    return groups_per_step * classes_per_group * items_per_class
+
+
+def _group_shape(n_classes: int, classes_per_batch: int, batch_size: int) -> tuple[int, int]:
+    """Classes of a group, and items of each."""
+    classes_per_group = min(classes_per_batch, n_classes)
+    return classes_per_group, max(2, batch_size // classes_per_group // 2 * 2)
 
 
 class _ShuffledQueue:

@@ -23,15 +23,20 @@ class CapturedStep:
     Parameters
     ----------
     step : callable
-        Maps items, an int64 Tensor on the device, to the loss. What it reads and writes must stay at its
-        place in memory, and nothing in it may wait for the device.
+        Maps items, an int64 Tensor on the device, to a dict of Tensors. What it reads and writes must stay
+        at its place in memory, and nothing in it may wait for the device.
     device : torch.device
         A CUDA device.
     generator : torch.Generator
         What the step draws random numbers from; each replay draws the next ones.
     """
 
-    def __init__(self, step: Callable[[Tensor], Tensor], device: torch.device, generator: torch.Generator):
+    def __init__(
+        self,
+        step: Callable[[Tensor], dict[str, Tensor]],
+        device: torch.device,
+        generator: torch.Generator,
+    ):
         self._step = step
         self._generator = generator
         self._device = device
@@ -39,8 +44,8 @@ class CapturedStep:
         self._n_before = 0
         self._graph: torch.cuda.CUDAGraph | None = None
 
-    def __call__(self, items: Tensor) -> Tensor:
-        """Take a step; the loss is valid until the next one."""
+    def __call__(self, items: Tensor) -> dict[str, Tensor]:
+        """Take a step; what it returns is valid until the next one."""
         if self._n_before < N_STEPS_BEFORE:
             self._n_before += 1
             return self._run(items)
@@ -49,16 +54,17 @@ class CapturedStep:
         assert self._graph is not None
         self._items.copy_(items)
         self._graph.replay()
-        return self._loss
+        return self._results
 
-    def _run(self, items: Tensor) -> Tensor:
+    def _run(self, items: Tensor) -> dict[str, Tensor]:
         # On the stream of the capture, where the libraries' workspaces then are.
         waiting = torch.cuda.current_stream(self._device)
         self._stream.wait_stream(waiting)
-        with torch.cuda.stream(self._stream):
-            loss = self._step(items)
-        waiting.wait_stream(self._stream)
-        return loss
+        try:
+            with torch.cuda.stream(self._stream):
+                return self._step(items)
+        finally:
+            waiting.wait_stream(self._stream)
 
     def _capture(self, items: Tensor) -> None:
         self._items = items.clone()
@@ -70,5 +76,5 @@ class CapturedStep:
             # Other threads may go on allocating memory.
             torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"),
         ):
-            self._loss = self._step(self._items)
+            self._results = self._step(self._items)
         self._graph = graph

@@ -93,6 +93,7 @@ class Stage(ABC):
     n_warmup_steps = 10
     # Set before `run` where there is one; not a parameter, so that no subclass has to hand it on.
     checkpoint: Checkpoint | None = None
+    _captured: CapturedStep | None = None
 
     def __init__(
         self,
@@ -115,28 +116,36 @@ class Stage(ABC):
         With a checkpoint that an earlier run left, go on from there.
         """
         self._initialize()
-        finished = self.checkpoint is not None and self.checkpoint.resume(self._resume)
         try:
-            if not finished:
-                self._fit_loop()
+            finished = self._resume_or_fit()
+        finally:
+            self._lend_generator(None)
+            # A captured step holds this stage, and with it all data; gradients would stay as long as the
+            # network does.
+            self._captured = None
+            self._optimizer.zero_grad(set_to_none=True)
+        if self._best_state is not None:
+            self.network.load_state_dict(self._best_state)
+        if self.checkpoint is not None and not finished and not self.interrupted:
+            self.checkpoint.write(self._finished_state, finished=True)
+        self.network.eval()
+        return self.history
+
+    def _resume_or_fit(self) -> bool:
+        """Train, unless a checkpoint holds the whole stage; return whether it did."""
+        if self.checkpoint is not None and self.checkpoint.resume(self._resume):
+            return True
+        try:
+            self._fit_loop()
         except KeyboardInterrupt:
             self.interrupted = True
             warnings.warn(
                 f"Training of the {self.name} stage was interrupted after {len(self.history)} epochs; "
                 "the best epoch so far is kept.",
                 UserWarning,
-                stacklevel=3,
+                stacklevel=4,
             )
-        if self._best_state is not None:
-            self.network.load_state_dict(self._best_state)
-        if self.checkpoint is not None and not finished and not self.interrupted:
-            self.checkpoint.write(self._finished_state, finished=True)
-        self._lend_generator(None)
-        # The step holds this stage, and with it all data; gradients would stay as long as the network.
-        self._captured = None
-        self._optimizer.zero_grad(set_to_none=True)
-        self.network.eval()
-        return self.history
+        return False
 
     def _initialize(self) -> None:
         settings, data = self.settings, self.data
@@ -156,8 +165,10 @@ class Stage(ABC):
         captured = settings.captured and self._is_capturable()
         self._optimizer = make_optimizer(self._parameter_groups(), data.X.device, captured=captured)
         n_steps = max(1, settings.epochs * self._batches.steps_per_epoch)
+        # Not `self`: the stage would hold itself, and with it all data, until cycles are looked for.
+        n_warmup_steps = self.n_warmup_steps
         self._schedule = torch.optim.lr_scheduler.LambdaLR(
-            self._optimizer, lambda step: _warmup_and_cosine(step, n_steps, self.n_warmup_steps)
+            self._optimizer, lambda step: _warmup_and_cosine(step, n_steps, n_warmup_steps)
         )
         self._generator = torch.Generator(data.X.device).manual_seed(self.seed)
         self._lend_generator(self._generator)
@@ -225,7 +236,7 @@ class Stage(ABC):
             "best": self._best,
             "validations_without_gain": self._validations_without_gain,
             "rates": [float(group["lr"]) for group in self._optimizer.param_groups],
-            "schedule": self._schedule.state_dict(),
+            "schedule": {k: v for k, v in self._schedule.state_dict().items() if k != "_last_lr"},
             "batches": generator,
         }
         return state
@@ -277,7 +288,8 @@ class Stage(ABC):
         total = torch.zeros((), device=self.data.X.device)
         for _ in range(self._batches.steps_per_epoch):
             items, _ = self._batches.draw()
-            total += self._update(self._on_device(self.data.train[items]))
+            step = self._update(self._on_device(self.data.train[items]))
+            total += step["loss"]
             self._schedule.step()
         loss = float(total) / self._batches.steps_per_epoch
         if not math.isfinite(loss):
@@ -294,12 +306,12 @@ class Stage(ABC):
             tensor = tensor.pin_memory()
         return tensor.to(device, non_blocking=True)
 
-    def _update(self, items: Tensor) -> Tensor:
+    def _update(self, items: Tensor) -> dict[str, Tensor]:
         """One training step, captured where it can be."""
         return (self._captured or self._train_step)(items)
 
-    def _train_step(self, items: Tensor) -> Tensor:
-        """One update on `items`, int64 of shape (n_groups, n_classes, items_per_class); return the loss."""
+    def _train_step(self, items: Tensor) -> dict[str, Tensor]:
+        """One update on `items`, int64 of shape (n_groups, n_classes, items_per_class)."""
         X = self.data.X[items.flatten()]
         with mixed_precision(self.settings.precision, X.device):
             outputs = self.network(X)
@@ -307,7 +319,7 @@ class Stage(ABC):
         loss = self._loss(outputs.float().unflatten(0, tuple(items.shape)), classes).mean()
         self._backward(loss)
         self._apply()
-        return loss.detach()
+        return {"loss": loss.detach()}
 
     def _backward(self, loss: Tensor) -> None:
         self._optimizer.zero_grad(set_to_none=True)

@@ -180,3 +180,8 @@ def test_stages_and_control_train_for_the_epochs_of_the_items_that_are_not_held_
         encoder = HierarchicalHashEncoder(**asked, **given).fit(X, y)
         assert [record["stage"] for record in encoder.history_] == expected
     assert len(SoftmaxHashEncoder(**asked).fit(X, y).history_) == 10
+    # A step has two items of each class at least: 30 steps of a batch of 4 as of one of 8.
+    monkeypatch.setattr(automatic, "_EPOCHS", {"metric": 6, "hash": 9})
+    few = {**asked, "batch_size": 4}
+    assert len(HierarchicalHashEncoder(**few).fit(X, y).history_) == 8 + 12
+    assert len(SoftmaxHashEncoder(**few).fit(X, y).history_) == 8 + 12

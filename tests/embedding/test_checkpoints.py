@@ -425,7 +425,7 @@ def test_a_stage_that_learns_more_than_its_network_adds_it_in_one_place(blobs, t
 
         def _train_step(self, items):
             step = super()._train_step(items)
-            self.average = 0.9 * self.average + step
+            self.average = 0.9 * self.average + step["loss"]
             return step
 
         def _validate(self):

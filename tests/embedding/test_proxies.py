@@ -88,7 +88,7 @@ def test_the_metric_loss_is_softmax_over_scaled_cosines_to_all_proxies():
     proxies = stage._proxies.detach().numpy().astype(np.float64)
     unit = [rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (outputs, proxies)]
     terms = log_softmax(3.0 * unit[0] @ unit[1].T)[items.ravel(), stage.data.y[items.ravel()]]
-    assert stage._train_step(torch.from_numpy(items)).item() == pytest.approx(-terms.mean(), rel=1e-5)
+    assert stage._train_step(torch.from_numpy(items))["loss"].item() == pytest.approx(-terms.mean(), rel=1e-5)
 
 
 def test_proxies_are_trained_at_their_own_rate_without_weight_decay():
@@ -193,7 +193,7 @@ def test_the_hash_loss_is_that_of_the_levels_plus_that_of_the_class_among_all_by
                 for other in range(N_CLASSES)
             ]
             terms.append(-leaf[c] - log_softmax(leaf)[c])
-    loss = stage._train_step(torch.from_numpy(items)).item()
+    loss = stage._train_step(torch.from_numpy(items))["loss"].item()
     assert loss == pytest.approx(np.mean(terms), rel=1e-4)
 
 
@@ -211,7 +211,7 @@ def test_a_trunk_whose_output_is_constant_gives_finite_scores():
         stage.network.trunk.weight.zero_()
     stage._start_codes()
     assert torch.isfinite(stage._averages).all()
-    assert np.isfinite(stage._train_step(torch.from_numpy(stage._batches.draw()[0])).item())
+    assert np.isfinite(stage._train_step(torch.from_numpy(stage._batches.draw()[0]))["loss"].item())
 
 
 def test_the_global_random_state_is_not_asked():

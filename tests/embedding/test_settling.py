@@ -42,7 +42,7 @@ def test_the_loss_is_that_of_the_codes_that_settle(loss):
     batch = make_stage(HashStage, loss, solve=lambda scores: codes)
     batch._initialize()
     batch.network.load_state_dict(stage.network.state_dict())
-    losses = [s._train_step(torch.from_numpy(items)).item() for s in (stage, batch)]
+    losses = [s._train_step(torch.from_numpy(items))["loss"].item() for s in (stage, batch)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
     assert losses[0] > 0
 

@@ -232,8 +232,8 @@ def test_a_step_runs_the_network_once_and_hands_over_its_class_scores_once(loss,
 @pytest.mark.parametrize("loss", LOSSES)
 def test_the_loss_of_a_step_is_the_mean_of_its_groups_losses(stage_name, loss):
     items = torch.from_numpy(make_stage(groups=3)._batches.draw()[0])
-    together = make_stage(stage_name, loss, groups=3)._train_step(items)
-    alone = [make_stage(stage_name, loss)._train_step(group[None]).item() for group in items]
+    together = make_stage(stage_name, loss, groups=3)._train_step(items)["loss"]
+    alone = [make_stage(stage_name, loss)._train_step(group[None])["loss"].item() for group in items]
     assert np.ptp(alone) > 1e-4
     assert together.item() == pytest.approx(np.mean(alone), rel=1e-5)
 
