@@ -46,8 +46,8 @@ class SoftmaxHashEncoder(BaselineHashEncoder):
     trunk_learning_rate_ratio : float, default=1.0
         The trunk's rate, as a share of the last layer's.
     validation_fraction : float, default=0.1
-        Share of the items, stratified, that is held out to choose the epoch of the best accuracy; 0 keeps the
-        last epoch.
+        Share of the items, stratified, that is held out to choose the epoch that is kept: the last one within
+        a standard error of the best accuracy. 0 keeps the last epoch.
     patience : int or None, default=None
         Validations without improvement after which training stops; it validates at most about ten times.
         None never stops early.

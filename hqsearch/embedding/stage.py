@@ -111,7 +111,7 @@ class Stage(ABC):
         self.verbose = verbose
 
     def run(self) -> list[dict[str, Any]]:
-        """Train `network` in place, leave it at its best epoch and in eval mode; return the history.
+        """Train `network` in place, leave it at the epoch it keeps and in eval mode; return the history.
 
         With a checkpoint that an earlier run left, go on from there.
         """
@@ -200,13 +200,7 @@ class Stage(ABC):
                 # these figures are not to the last digit its own.
                 with mixed_precision(self.settings.precision, self.data.X.device):
                     record |= self._validate()
-                # Of equal epochs the later one has trained longer on the same evidence.
-                if record["criterion"] >= self._best:
-                    self._validations_without_gain = 0
-                    self._best = record["criterion"]
-                    self._best_state = copy.deepcopy(self.network.state_dict())
-                else:
-                    self._validations_without_gain += 1
+                self._compare(record["criterion"])
             record["seconds"] = time.perf_counter() - started
             self.history.append(record)
             if self.verbose:
@@ -216,6 +210,19 @@ class Stage(ABC):
                 break
             if self.checkpoint is not None and not last:
                 self.checkpoint.write(self._state_to_save)
+
+    def _compare(self, criterion: float) -> None:
+        """Keep this epoch's network, unless an earlier one was better by more than chance.
+
+        Of epochs within a standard error of the best the last one has trained longest, at the lowest rate.
+        """
+        if criterion >= self._best - _standard_error(self._best, len(self.data.validation)):
+            self._best_state = copy.deepcopy(self.network.state_dict())
+        if criterion >= self._best:
+            self._best = criterion
+            self._validations_without_gain = 0
+        else:
+            self._validations_without_gain += 1
 
     def _state_to_save(self) -> StageState:
         """All that the epochs to come depend on.
@@ -339,6 +346,11 @@ class Stage(ABC):
     @abstractmethod
     def _validate(self) -> dict[str, float]:
         """Figures on the held-out items; "criterion" decides which epoch is best."""
+
+
+def _standard_error(share: float, n_items: int) -> float:
+    """Return the standard error of a share of so many items; 0 where it is no share, as -inf is not."""
+    return math.sqrt(share * (1 - share) / n_items) if 0 < share < 1 else 0.0
 
 
 def _warmup_and_cosine(step: int, n_steps: int, n_warmup_steps: int) -> float:
