@@ -87,6 +87,12 @@ class HierarchicalHashEncoder(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transf
         Weight of the squared norms in the npairs loss of the metric stage.
     hash_regularization : float, default=0.01
         The same, of the hash stage.
+    hidden_weight : float or "auto", default="auto"
+        Weight in the embedding of the layer below it. `fit` joins the trained embedding with that layer's
+        output, which is scaled to this length beside the embedding's 1, and projects both to `embedding_dim`
+        numbers by their principal axes. The more weight, the better the embedding ranks items of classes that
+        `fit` has not seen, and the worse, by less, those of trained classes. "auto" is 0.7 with
+        `loss="proxy"`; else it is 0, the trained embedding alone, as in the papers.
     proxy_scale : float, default=8.0
         Factor of the cosines in the proxy loss of the metric stage.
     margin : float, default=0.3
@@ -94,8 +100,8 @@ class HierarchicalHashEncoder(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transf
     hash_margin : float, default=2.0
         The same, of the hash stage.
     validation_fraction : float, default=0.1
-        Share of the items, stratified, that is held out to choose the best epoch of each stage; 0 keeps the
-        last epoch.
+        Share of the items, stratified, that is held out to choose the epoch that each stage keeps: the last
+        one within a standard error of the best. 0 keeps the last epoch.
     patience : int or None, default=None
         Validations without improvement after which a stage stops. A stage validates at most about ten
         times. None never stops early.
@@ -134,7 +140,7 @@ class HierarchicalHashEncoder(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transf
         The labels.
     history_ : list of dict
         One record an epoch: `stage`, `epoch`, `loss`, `seconds`, and where the epoch was validated
-        `precision@1`, for the hash stage `suf`, and the `criterion` that the best epoch maximises.
+        `precision@1`, for the hash stage `suf`, and the `criterion`, which is greatest at the best epoch.
     n_features_in_ : int
         `X.shape[1]`: features of a vector, channels of an image.
     feature_names_in_ : ndarray of shape (n_features_in_,)
@@ -188,6 +194,7 @@ class HierarchicalHashEncoder(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transf
         "trunk_learning_rate_ratio": [Interval(Real, 0, None, closed="left")],
         "regularization": [Interval(Real, 0, None, closed="left")],
         "hash_regularization": [Interval(Real, 0, None, closed="left")],
+        "hidden_weight": [StrOptions({"auto"}), Interval(Real, 0, None, closed="left")],
         "proxy_scale": [Interval(Real, 0, None, closed="neither")],
         "margin": [Interval(Real, 0, None, closed="left")],
         "hash_margin": [Interval(Real, 0, None, closed="left")],
@@ -225,6 +232,7 @@ class HierarchicalHashEncoder(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transf
         trunk_learning_rate_ratio: float = 1.0,
         regularization: float = 0.003,
         hash_regularization: float = 0.01,
+        hidden_weight: float | str = "auto",
         proxy_scale: float = 8.0,
         margin: float = 0.3,
         hash_margin: float = 2.0,
@@ -258,6 +266,7 @@ class HierarchicalHashEncoder(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transf
         self.trunk_learning_rate_ratio = trunk_learning_rate_ratio
         self.regularization = regularization
         self.hash_regularization = hash_regularization
+        self.hidden_weight = hidden_weight
         self.proxy_scale = proxy_scale
         self.margin = margin
         self.hash_margin = hash_margin
@@ -386,7 +395,8 @@ class HierarchicalHashEncoder(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transf
     def embed(self, X: Any) -> np.ndarray:
         """Embedding by which candidates are ranked.
 
-        The metric stage's, or with `shared_trunk` what the hash stage has made of it.
+        The metric stage's, or with `shared_trunk` what the hash stage has made of it, joined with the layer
+        below as `hidden_weight` says.
 
         Parameters
         ----------

@@ -19,6 +19,7 @@ from hqsearch.embedding import (
     resolve_captured,
     resolve_device,
     resolve_epochs,
+    resolve_hidden_weight,
     resolve_learning_rate,
     resolve_precision,
     split_validation,
@@ -88,6 +89,9 @@ def fit_stages(
         hashing = replace(hashing, epochs=min(1, hashing.epochs))
         # That epoch is none of the fit that may be started again.
         checkpoints.pop("hash", None)
+    weight = resolve_hidden_weight(encoder.hidden_weight, encoder.loss)
+    if not encoder.shared_trunk:
+        model.join_hidden_layer(X, train, weight=weight, seed=metric_seed)
     embedding = model.embed(X)
     history += model.fit_hash(
         X,
@@ -101,6 +105,9 @@ def fit_stages(
         verbose=encoder.verbose,
         checkpoint=checkpoints.get("hash"),
     )
+    if encoder.shared_trunk:
+        # Now that both layers are trained.
+        model.join_hidden_layer(X, train, weight=weight, seed=metric_seed)
     return model, history
 
 
@@ -120,6 +127,7 @@ def _open_checkpoints(
     for name in (*_NOT_TRAINED_BY, "network", "device", "random_state"):
         del parameters[name]
     parameters["metric_epochs"], parameters["hash_epochs"] = metric.epochs, hashing.epochs
+    parameters["hidden_weight"] = resolve_hidden_weight(encoder.hidden_weight, encoder.loss)
     parameters["precision"] = metric.precision
     parameters["learning_rate"] = metric.learning_rate
     parameters["hash_learning_rate"] = hashing.learning_rate

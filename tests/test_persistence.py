@@ -641,8 +641,8 @@ def rewrite_manifest(path, change):
 
 def test_a_newer_format_is_refused(plain, tmp_path):
     plain.save(tmp_path)
-    rewrite_manifest(tmp_path, lambda manifest: manifest.update(format_version=3))
-    with pytest.raises(ValueError, match=r"manifest.json has format version 3, .*reads at most 2: install"):
+    rewrite_manifest(tmp_path, lambda manifest: manifest.update(format_version=4))
+    with pytest.raises(ValueError, match=r"manifest.json has format version 4, .*reads at most 3: install"):
         HierarchicalHashIndex.load(tmp_path, encoder=PlainEncoder)
 
 

@@ -6,6 +6,7 @@ The only folder that imports torch, so nothing outside imports this door before 
 from hqsearch.embedding.automatic import (
     resolve_captured,
     resolve_epochs,
+    resolve_hidden_weight,
     resolve_learning_rate,
     resolve_precision,
 )
@@ -28,6 +29,7 @@ __all__ = [
     "resolve_captured",
     "resolve_device",
     "resolve_epochs",
+    "resolve_hidden_weight",
     "resolve_learning_rate",
     "resolve_precision",
     "split_validation",

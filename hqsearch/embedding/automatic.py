@@ -1,4 +1,4 @@
-"""What "auto" stands for: bfloat16 where that is faster than float32, learning rates and epochs."""
+"""What "auto" stands for: bfloat16 where that is faster than float32, learning rates, epochs, weights."""
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ _EPOCHS = {"metric": 10, "hash": 20}
 _FEWEST_EPOCHS, _MOST_EPOCHS = 3, 30
 # Epochs of fewer steps than this many don't teach much each, and of more than that many teach more.
 _FEW_STEPS, _MANY_STEPS = 40, 120
+# Also measured there: what other classes gain, and trained ones lose, by the layer below the embedding.
+_HIDDEN_WEIGHT = 0.7
 # The first NVIDIA GPUs that multiply bfloat16.
 _CUDA_CAPABILITY = (8, 0)
 
@@ -86,6 +88,13 @@ def resolve_epochs(epochs: int | str, stage: str, n_items: int, items_per_step: 
     steps = n_items / items_per_step
     wanted = round(_EPOCHS[stage] * min(max(steps, _FEW_STEPS), _MANY_STEPS) / steps)
     return min(max(wanted, _FEWEST_EPOCHS), _MOST_EPOCHS)
+
+
+def resolve_hidden_weight(hidden_weight: float | str, loss: str) -> float:
+    """Turn a `hidden_weight` parameter into a number: "auto" leaves the papers' embeddings as they are."""
+    if not isinstance(hidden_weight, str):
+        return hidden_weight
+    return _HIDDEN_WEIGHT if loss == "proxy" else 0.0
 
 
 def resolve_captured(network: str | nn.Module | Callable, device: torch.device) -> bool:

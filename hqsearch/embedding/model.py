@@ -12,8 +12,17 @@ from torch import Tensor, nn
 
 from hqsearch.embedding.checkpoints import Checkpoint
 from hqsearch.embedding.first_stage import fit_first_stage
-from hqsearch.embedding.inference import as_embedding, as_tensor, embed, infer, level_scores, split_levels
+from hqsearch.embedding.inference import (
+    UNIT_LOSSES,
+    as_embedding,
+    as_tensor,
+    embed,
+    infer,
+    level_scores,
+    split_levels,
+)
 from hqsearch.embedding.networks import StageNetwork, joined_heads, new_head, parted_heads
+from hqsearch.embedding.projection import with_hidden_layer
 from hqsearch.embedding.proxies import ProxyHashStage, ProxyMetricStage
 from hqsearch.embedding.randomness import randomness_of
 from hqsearch.embedding.settling import SettledHashStage
@@ -73,11 +82,11 @@ class _TwoHeads(StageNetwork):
 
     def __init__(self, network: StageNetwork, other: nn.Linear):
         super().__init__(network.standardize, network.trunk, network.head)
+        self.first = network
         self.other = other
 
-    def forward(self, x: Tensor) -> Tensor:
-        hidden = self.hidden(x)
-        return torch.cat([self.head(hidden), self.other(hidden)], dim=1)
+    def output(self, hidden: Tensor) -> Tensor:
+        return torch.cat([self.first.output(hidden), self.other(hidden)], dim=1)
 
 
 class EmbeddingModel:
@@ -222,6 +231,27 @@ class EmbeddingModel:
                 for part in parted_heads(network.head, n_along)
             )
         return history
+
+    def join_hidden_layer(self, X: np.ndarray, train: np.ndarray, *, weight: float, seed: int) -> None:
+        """Let the embedding be of two layers from now on, see `with_hidden_layer`; of one if `weight` is 0.
+
+        Parameters
+        ----------
+        X : ndarray of shape (n_samples, *input_shape)
+            All items.
+        train : ndarray of int64
+            Positions of those that it was trained on.
+        weight : float
+            Of the layer below the trained embedding.
+        seed : int
+            Of everything random in it.
+        """
+        assert self.metric_network is not None
+        if weight:
+            unit = self.loss in UNIT_LOSSES
+            self.metric_network = with_hidden_layer(
+                self.metric_network, X, train, weight=weight, unit=unit, seed=seed
+            )
 
     def embed(self, X: np.ndarray) -> np.ndarray:
         """Embedding of X, float32 of shape (n_samples, embedding_dim)."""

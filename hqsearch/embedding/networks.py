@@ -158,11 +158,49 @@ class StageNetwork(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Output of the linear layer, float32 of shape (n_samples, head.out_features)."""
-        return self.head(self.hidden(x))
+        return self.output(self.hidden(x))
+
+    def output(self, hidden: Tensor) -> Tensor:
+        """Return what `forward` makes of the hidden layer."""
+        return self.head(hidden)
 
     def hidden(self, x: Tensor) -> Tensor:
         """Input of the linear layer, float32 of shape (n_samples, head.in_features)."""
         return torch.relu(self.trunk(self.standardize(x)))
+
+
+class EmbeddingNetwork(StageNetwork):
+    """Stage network whose output is a projection of the linear layer's and of the layer below, side by side.
+
+    Parameters
+    ----------
+    standardize, trunk, head
+        As in `StageNetwork`.
+    axes : Tensor of shape (head.out_features + head.in_features, head.out_features), dtype float32
+        The projection.
+    unit : bool
+        Whether the linear layer's output is scaled to unit length before; the layer below always is.
+    """
+
+    axes: Tensor
+
+    def __init__(
+        self, standardize: Standardize, trunk: nn.Module, head: nn.Linear, axes: Tensor, *, unit: bool
+    ):
+        super().__init__(standardize, trunk, head)
+        self.register_buffer("axes", axes)
+        self.unit = unit
+
+    def output(self, hidden: Tensor) -> Tensor:
+        """Output of the projection, float32 of shape (n_samples, head.out_features)."""
+        return side_by_side(self.head(hidden), hidden, unit=self.unit) @ self.axes
+
+
+def side_by_side(outputs: Tensor, hidden: Tensor, *, unit: bool) -> Tensor:
+    """Linear layer's outputs, of unit length if `unit`, and the layer below, which always is."""
+    if unit:
+        outputs = nn.functional.normalize(outputs, dim=-1)
+    return torch.cat([outputs, nn.functional.normalize(hidden, dim=-1)], dim=-1)
 
 
 def build_trunk(

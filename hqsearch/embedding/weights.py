@@ -13,8 +13,9 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from hqsearch.embedding.classifier import ClassifierModel
+from hqsearch.embedding.inference import UNIT_LOSSES
 from hqsearch.embedding.model import EmbeddingModel
-from hqsearch.embedding.networks import StageNetwork, Standardize, build_trunk
+from hqsearch.embedding.networks import EmbeddingNetwork, StageNetwork, Standardize, build_trunk
 from hqsearch.embedding.randomness import randomness_of
 
 # The attributes that are networks, by the kind of model; the stages of one model share their statistics.
@@ -120,7 +121,8 @@ def unpack_model(
         if shared:
             first = parts["metric_network"]
             parts["hash_network"] |= {name: first[name] for name in first if name.startswith(_TRUNK)}
-        stages = {name: _stage(part, network, input_shape) for name, part in parts.items()}
+        unit = structure.get("loss") in UNIT_LOSSES
+        stages = {name: _stage(part, network, input_shape, unit=unit) for name, part in parts.items()}
         if shared:
             stages["hash_network"].trunk = stages["metric_network"].trunk
     # One module from training on.
@@ -148,15 +150,20 @@ def _make_module(network: Any, input_shape: Sequence[int]) -> nn.Module:
     return module
 
 
-def _stage(tensors: dict[str, Tensor], network: Any, input_shape: Sequence[int]) -> StageNetwork:
+def _stage(
+    tensors: dict[str, Tensor], network: Any, input_shape: Sequence[int], *, unit: bool
+) -> StageNetwork:
     n_out, n_in = _named(tensors, "head.weight").shape
-    stage = StageNetwork(
-        Standardize(
-            *(np.asarray(_named(tensors, f"standardize.{name}").numpy()) for name in ("mean", "scale"))
-        ),
-        build_trunk(network, input_shape, torch.Generator()),
-        nn.utils.skip_init(nn.Linear, n_in, n_out),
+    standardize = Standardize(
+        *(np.asarray(_named(tensors, f"standardize.{name}").numpy()) for name in ("mean", "scale"))
     )
+    trunk = build_trunk(network, input_shape, torch.Generator())
+    head = nn.utils.skip_init(nn.Linear, n_in, n_out)
+    if "axes" in tensors:
+        axes = torch.empty(n_out + n_in, n_out)
+        stage: StageNetwork = EmbeddingNetwork(standardize, trunk, head, axes, unit=unit)
+    else:
+        stage = StageNetwork(standardize, trunk, head)
     _fill(stage, tensors)
     return stage.eval()
 

@@ -25,7 +25,8 @@ T = TypeVar("T")
 MANIFEST = "manifest.json"
 FORMAT = "hqsearch"
 # 2: the items of an index have centroids of their leaves; those of 1 are made anew.
-FORMAT_VERSION = 2
+# 3: an encoder's embedding can be of two layers.
+FORMAT_VERSION = 3
 
 _DATA = re.compile(r"data-[0-9a-f]{16}")
 

@@ -255,7 +255,7 @@ def test_checkpoints_change_nothing_of_what_is_trained(blobs, tmp_path):
         ({"random_state": 1}, "differs in network, random_state"),
         ({"hash_epochs": 5}, "differs in hash_epochs"),
         ({"network": noisy_trunk}, "differs in hash_learning_rate, learning_rate, network"),
-        ({"sparsity": 2, "loss": "triplet"}, "differs in loss, sparsity"),
+        ({"sparsity": 2, "loss": "triplet"}, "differs in hidden_weight, loss, sparsity"),
     ],
 )
 def test_another_fit_in_the_same_folder_is_refused_and_told_what_differs(
