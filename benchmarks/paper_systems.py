@@ -20,6 +20,7 @@ from hqsearch.baselines import (
     ThresholdHashEncoder,
     VectorQuantizationHashEncoder,
 )
+from hqsearch.embedding import resolve_hidden_weight
 from hqsearch.items import FittedItems
 from hqsearch.metrics import bucket_nmi, precision_at_k, recall_at_k
 
@@ -264,6 +265,8 @@ class Systems:
         self.parameters, self.control = parameters, control
         self.places = Places(task)
         self.n_classes = len(np.unique(task.y))
+        encoder = HierarchicalHashEncoder(**parameters)
+        self.joins_layers = resolve_hidden_weight(encoder.hidden_weight, encoder.loss) > 0
 
     def groups(self):
         """Return the function of each group by name."""
@@ -272,6 +275,7 @@ class Systems:
             "codes of one level": partial(self.codes, "one level", self.sparsities[0], n_levels=1),
             "softmax": self.softmax,
             "baselines": self.baselines,
+            **({"trained layer": self.trained_layer} if self.joins_layers else {}),
         }
 
     def encoder(self, **more):
@@ -330,6 +334,11 @@ class Systems:
             yield from search_codes(
                 "softmax, our embedding", s, encoder, same, us + embed_us, self.places, curve=first
             )
+
+    def trained_layer(self):
+        """Exhaustive search of the metric stage's own layer, where the embedding is of two."""
+        vectors, us = self.places.apply(self.encoder(hash_epochs=0, hidden_weight=0).embed)
+        yield from search_peers("exhaustive, trained layer alone", vectors, us, self.places)
 
     def baselines(self):
         """Exhaustive search, flat hashes and the usual indexes, all on the encoder's embedding."""
