@@ -30,7 +30,7 @@ bench-training: .venv/bench.stamp
 
 # make paper DATASET=digits LOSS=proxy ARGS="--seeds 0"
 DATASET ?= digits
-LOSS ?= npairs
+LOSS ?= proxy
 paper: .venv/bench.stamp
 	$(BIN)/python benchmarks/paper.py --dataset $(DATASET) --loss $(LOSS) $(ARGS)
 

@@ -38,6 +38,7 @@ from hqsearch.embedding import (
     items_per_step,
     resolve_device,
     resolve_epochs,
+    resolve_hidden_weight,
     resolve_learning_rate,
     resolve_precision,
 )
@@ -50,7 +51,7 @@ def parse_arguments():
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--dataset", choices=paper_data.NAMES, default="digits")
-    parser.add_argument("--loss", choices=("npairs", "triplet", "proxy"), default="npairs")
+    parser.add_argument("--loss", choices=("npairs", "triplet", "proxy"), default="proxy")
     parser.add_argument("--preset", choices=sorted(PRESETS), default="default")
     parser.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="an encoder parameter"
@@ -113,6 +114,7 @@ def what_auto_is(encoder, input_shape):
             name: resolve_learning_rate(encoder[name], network)
             for name in ("learning_rate", "hash_learning_rate")
         },
+        "hidden_weight": resolve_hidden_weight(encoder["hidden_weight"], encoder["loss"]),
     }
 
 

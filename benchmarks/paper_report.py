@@ -118,10 +118,11 @@ def against_exhaustive(result, found):
     for (protocol, direction), s in {(key[:2], key[3]): None for key in found if key[2] == "hqsearch"}:
         ours = found[protocol, direction, "hqsearch", s]
         where = f"{protocol}, {direction}, s = {s}"
-        for system in ("exhaustive", "exhaustive, trained layer alone"):
-            if (protocol, direction, system, None) not in found:
+        for system in ("exhaustive", "exhaustive, trained embedding alone"):
+            # The second one is there only where the embedding is joined with the hidden layer.
+            if system != "exhaustive" and (protocol, direction, system, None) not in found:
                 continue
-            # Seed by seed: both search what one network was trained to.
+            # Seed by seed: both search embeddings of one network.
             theirs = {r["seed"]: r for r in found[protocol, direction, system, None]}
             pairs = [[r[f"P@{k}"] - theirs[r["seed"]][f"P@{k}"] for r in ours] for k in KS]
             gaps = [float(np.mean(of_seeds)) for of_seeds in pairs]

@@ -266,7 +266,7 @@ class Systems:
         self.places = Places(task)
         self.n_classes = len(np.unique(task.y))
         encoder = HierarchicalHashEncoder(**parameters)
-        self.joins_layers = resolve_hidden_weight(encoder.hidden_weight, encoder.loss) > 0
+        self.joins_hidden_layer = resolve_hidden_weight(encoder.hidden_weight, encoder.loss) > 0
 
     def groups(self):
         """Return the function of each group by name."""
@@ -275,7 +275,7 @@ class Systems:
             "codes of one level": partial(self.codes, "one level", self.sparsities[0], n_levels=1),
             "softmax": self.softmax,
             "baselines": self.baselines,
-            **({"trained layer": self.trained_layer} if self.joins_layers else {}),
+            **({"trained embedding": self.trained_embedding} if self.joins_hidden_layer else {}),
         }
 
     def encoder(self, **more):
@@ -335,10 +335,10 @@ class Systems:
                 "softmax, our embedding", s, encoder, same, us + embed_us, self.places, curve=first
             )
 
-    def trained_layer(self):
-        """Exhaustive search of the metric stage's own layer, where the embedding is of two."""
+    def trained_embedding(self):
+        """Exhaustive search of the trained embedding, where ours is joined with the hidden layer."""
         vectors, us = self.places.apply(self.encoder(hash_epochs=0, hidden_weight=0).embed)
-        yield from search_peers("exhaustive, trained layer alone", vectors, us, self.places)
+        yield from search_peers("exhaustive, trained embedding alone", vectors, us, self.places)
 
     def baselines(self):
         """Exhaustive search, flat hashes and the usual indexes, all on the encoder's embedding."""

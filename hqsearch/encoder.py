@@ -88,10 +88,10 @@ class HierarchicalHashEncoder(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transf
     hash_regularization : float, default=0.01
         The same, of the hash stage.
     hidden_weight : float or "auto", default="auto"
-        Weight in the embedding of the layer below it. `fit` joins the trained embedding with that layer's
-        output, which is scaled to this length beside the embedding's 1, and projects both to `embedding_dim`
-        numbers by their principal axes. The more weight, the better the embedding ranks items of classes that
-        `fit` has not seen, and the worse, by less, those of trained classes. "auto" is 0.7 with
+        Weight in the embedding of the hidden layer, the trunk's output. `fit` joins the trained embedding
+        with it, scaled to this length beside the embedding's 1 (npairs: beside its root mean square), and
+        projects both to `embedding_dim` numbers by their principal axes. The hidden layer ranks items of
+        classes that `fit` has not seen better, and those of trained classes worse. "auto" is 0.7 with
         `loss="proxy"`; else it is 0, the trained embedding alone, as in the papers.
     proxy_scale : float, default=8.0
         Factor of the cosines in the proxy loss of the metric stage.
@@ -107,8 +107,8 @@ class HierarchicalHashEncoder(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transf
         times. None never stops early.
     memory : None, str or joblib.Memory, default=None
         Where to keep metric stages that are trained already. They do not depend on `n_levels`,
-        `branching_factor`, `sparsity` or the penalties, so with an integer `random_state` a search over
-        those trains the metric stage once per fold.
+        `branching_factor`, `sparsity`, the penalties or `hidden_weight`, so with an integer `random_state` a
+        search over those trains the metric stage once per fold.
     checkpoint_dir : None, str or path-like, default=None
         Folder where `fit` leaves how far it came, for the case that it is killed: started again with the same
         data and parameters it goes on from there, and on the CPU ends with the same model bit by bit. It
@@ -140,7 +140,8 @@ class HierarchicalHashEncoder(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transf
         The labels.
     history_ : list of dict
         One record an epoch: `stage`, `epoch`, `loss`, `seconds`, and where the epoch was validated
-        `precision@1`, for the hash stage `suf`, and the `criterion`, which is greatest at the best epoch.
+        `precision@1`, for the hash stage `suf`, and `criterion`, which is greatest at the best epoch, with
+        its `standard_error`. The metric stage's figures are of the trained embedding alone.
     n_features_in_ : int
         `X.shape[1]`: features of a vector, channels of an image.
     feature_names_in_ : ndarray of shape (n_features_in_,)
@@ -194,7 +195,7 @@ class HierarchicalHashEncoder(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transf
         "trunk_learning_rate_ratio": [Interval(Real, 0, None, closed="left")],
         "regularization": [Interval(Real, 0, None, closed="left")],
         "hash_regularization": [Interval(Real, 0, None, closed="left")],
-        "hidden_weight": [StrOptions({"auto"}), Interval(Real, 0, None, closed="left")],
+        "hidden_weight": [StrOptions({"auto"}), Interval(Real, 0, 1e6, closed="both")],
         "proxy_scale": [Interval(Real, 0, None, closed="neither")],
         "margin": [Interval(Real, 0, None, closed="left")],
         "hash_margin": [Interval(Real, 0, None, closed="left")],
@@ -299,8 +300,8 @@ class HierarchicalHashEncoder(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transf
         Warns
         -----
         UserWarning
-            If it is interrupted (Ctrl-C): the best epoch so far is kept, and after an interrupted metric
-            stage the hash stage runs for one epoch.
+            If it is interrupted (Ctrl-C): of the epochs so far one is kept as in the end, and after an
+            interrupted metric stage the hash stage runs for one epoch.
 
         Raises
         ------
@@ -395,8 +396,8 @@ class HierarchicalHashEncoder(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transf
     def embed(self, X: Any) -> np.ndarray:
         """Embedding by which candidates are ranked.
 
-        The metric stage's, or with `shared_trunk` what the hash stage has made of it, joined with the layer
-        below as `hidden_weight` says.
+        The metric stage's, or with `shared_trunk` what the hash stage has made of it, joined with the
+        hidden layer as `hidden_weight` says.
 
         Parameters
         ----------

@@ -23,6 +23,7 @@ from hqsearch.embedding import (
     resolve_learning_rate,
     resolve_precision,
     split_validation,
+    standard_error,
 )
 from hqsearch.search import LeafTable
 
@@ -204,8 +205,14 @@ def _code_problem(
         suf = found.stats.suf()
         # Codes that put everything into one leaf are as precise as exhaustive search, and useless, so
         # precision counts in full only from a fair speed-up on.
-        fair = 0.8 * n_classes / encoder.sparsity
-        return {"precision@1": precision, "suf": suf, "criterion": precision * min(1.0, suf / fair)}
+        counted = min(1.0, suf * encoder.sparsity / (0.8 * n_classes))
+        error = standard_error(precision, len(validation))
+        return {
+            "precision@1": precision,
+            "suf": suf,
+            "criterion": counted * precision,
+            "standard_error": counted * error,
+        }
 
     return CodeProblem(
         n_levels=encoder.n_levels,

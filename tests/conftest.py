@@ -66,5 +66,5 @@ class GridEncoder(BaseEstimator):
 
 @pytest.fixture(scope="session")
 def grid_encoder():
-    """The class: importing between test modules is not possible under importlib mode."""
+    """The class."""
     return GridEncoder

@@ -201,22 +201,27 @@ def test_a_trunk_without_weights_makes_the_classifier_logistic_regression(digits
     np.testing.assert_allclose(baseline.embed(X_query), np.maximum(standardised, 0), atol=1e-5)
 
 
-def test_the_last_epoch_within_a_standard_error_of_the_best_is_kept(digits):
+def test_of_the_accuracies_on_held_out_items_that_of_the_kept_epoch(digits):
     X, y, *_ = digits
     baseline = make(SoftmaxHashEncoder, learning_rate=0.3, validation_fraction=0.3, epochs=10).fit(X, y)
     seed = check_random_state(0).randint(np.iinfo(np.int32).max, size=2)[0]
     held_out = split_validation(y, 0.3, np.random.default_rng(int(seed)))[1]
-    accuracies = [record["accuracy"] for record in baseline.history_]
-    best = max(accuracies)
-    enough = best - np.sqrt(best * (1 - best) / len(held_out))
-    kept = [accuracy for accuracy in accuracies if accuracy >= enough][-1]
+    accuracies = np.array([record["accuracy"] for record in baseline.history_])
+    best = accuracies.max()
+    error = np.sqrt(best * (1 - best) / len(held_out))
+    assert baseline.history_[accuracies.argmax()]["standard_error"] == pytest.approx(error)
+    kept = accuracies[accuracies >= best - error][-1]
     assert np.mean(baseline.encode(X)[held_out, 0] == y[held_out]) == pytest.approx(kept)
     last = make(SoftmaxHashEncoder, validation_fraction=0, epochs=2).fit(X, y)
     assert not any("accuracy" in record for record in last.history_)
 
 
+def worse_every_time(stage):
+    return {"criterion": -float(len(stage.history)), "standard_error": 0.0}
+
+
 def test_patience_stops_the_classifier_early(blobs, monkeypatch):
-    monkeypatch.setattr(ClassifierStage, "_validate", lambda stage: {"criterion": -len(stage.history)})
+    monkeypatch.setattr(ClassifierStage, "_validate", worse_every_time)
     assert len(make(SoftmaxHashEncoder, epochs=10, patience=2).fit(*blobs).history_) == 3
 
 

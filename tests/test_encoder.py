@@ -176,21 +176,34 @@ def test_history_tells_both_stages_epoch_by_epoch(fitted):
     assert "suf" not in fitted.history_[14]
 
 
-def test_of_epochs_alike_on_held_out_items_the_last_is_kept(digits):
+def test_an_epoch_far_better_than_the_last_is_kept(digits):
     X, y, *_ = digits
     # A rate at which training falls apart: the first epochs are the best.
     rate = {"loss": "npairs", "learning_rate": 3.0}
     encoder = make(metric_epochs=10, hash_epochs=0, validation_fraction=0.3, **rate).fit(X, y)
     seed = check_random_state(0).randint(np.iinfo(np.int32).max, size=3)[0]
     train, validation = split_validation(y, 0.3, np.random.default_rng(int(seed)))
-    precisions = [r["precision@1"] for r in encoder.history_]
-    best = max(precisions)
-    enough = best - np.sqrt(best * (1 - best) / len(validation))
-    kept = [precision for precision in precisions if precision >= enough][-1]
-    assert precisions[-1] < enough
+    precisions = np.array([r["precision@1"] for r in encoder.history_])
+    best = precisions.max()
+    kept = precisions[precisions >= best - np.sqrt(best * (1 - best) / len(validation))][-1]
+    assert kept != precisions[-1]
     embedding = encoder.embed(X)
     distances = ((embedding[validation, None] - embedding[train]) ** 2).sum(-1)
     assert np.mean(y[train][distances.argmin(1)] == y[validation]) == pytest.approx(kept, abs=1e-9)
+
+
+def test_codes_of_fewer_leaves_than_are_fair_count_less_and_so_does_their_error(digits):
+    X, y, *_ = digits
+    # Ten classes in two leaves: of a speed-up of 8, which would count in full, there are 2.
+    encoder = make(n_levels=1, branching_factor=2, validation_fraction=0.3).fit(X, y)
+    seed = check_random_state(0).randint(np.iinfo(np.int32).max, size=3)[0]
+    n_held_out = len(split_validation(y, 0.3, np.random.default_rng(int(seed)))[1])
+    for record in encoder.history_[4:]:
+        precision, counted = record["precision@1"], record["suf"] / 8
+        assert counted < 0.3
+        assert record["criterion"] == pytest.approx(counted * precision)
+        error = np.sqrt(precision * (1 - precision) / n_held_out)
+        assert record["standard_error"] == pytest.approx(counted * error)
 
 
 def test_patience_stops_early(digits):

@@ -646,6 +646,23 @@ def test_a_newer_format_is_refused(plain, tmp_path):
         HierarchicalHashIndex.load(tmp_path, encoder=PlainEncoder)
 
 
+def test_an_encoder_of_an_older_format_goes_on_having_the_trained_embedding_alone(digits, tmp_path):
+    X, y, X_query, _ = digits
+    encoder = HierarchicalHashEncoder(metric_epochs=1, hash_epochs=1, hidden_weight=0, random_state=0)
+    expected = encoder.fit(X, y).embed(X_query)
+    encoder.save(tmp_path)
+
+    def as_before(manifest):
+        manifest["format_version"] = 2
+        del manifest["parameters"]["hidden_weight"]
+
+    rewrite_manifest(tmp_path, as_before)
+    loaded = HierarchicalHashEncoder.load(tmp_path)
+    np.testing.assert_array_equal(loaded.embed(X_query), expected)
+    assert loaded.hidden_weight == 0
+    np.testing.assert_array_equal(clone(loaded).fit(X, y).embed(X_query), expected)
+
+
 def test_an_index_that_lists_by_centroids_goes_on_doing_so(plain, items, tmp_path):
     index = HierarchicalHashIndex(PlainEncoder(), listing="centroids").fit(items[:200])
     index.save(tmp_path)

@@ -14,7 +14,7 @@ from hqsearch.embedding.batches import items_per_step, split_validation
 from hqsearch.embedding.checkpoints import open_checkpoints
 from hqsearch.embedding.classifier import ClassifierModel
 from hqsearch.embedding.model import EmbeddingModel, resolve_device
-from hqsearch.embedding.stage import StageSettings
+from hqsearch.embedding.stage import StageSettings, standard_error
 from hqsearch.embedding.training import CodeProblem
 from hqsearch.embedding.weights import pack_model, unpack_model
 
@@ -33,5 +33,6 @@ __all__ = [
     "resolve_learning_rate",
     "resolve_precision",
     "split_validation",
+    "standard_error",
     "unpack_model",
 ]

@@ -22,7 +22,7 @@ _EPOCHS = {"metric": 10, "hash": 20}
 _FEWEST_EPOCHS, _MOST_EPOCHS = 3, 30
 # Epochs of fewer steps than this many don't teach much each, and of more than that many teach more.
 _FEW_STEPS, _MANY_STEPS = 40, 120
-# Also measured there: what other classes gain, and trained ones lose, by the layer below the embedding.
+# Also measured there: what other classes gain, and trained ones lose, by the hidden layer in the embedding.
 _HIDDEN_WEIGHT = 0.7
 # The first NVIDIA GPUs that multiply bfloat16.
 _CUDA_CAPABILITY = (8, 0)

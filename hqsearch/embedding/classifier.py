@@ -15,7 +15,7 @@ from hqsearch.embedding.inference import infer
 from hqsearch.embedding.losses import class_cross_entropy
 from hqsearch.embedding.model import available_device, resolve_device
 from hqsearch.embedding.networks import StageNetwork
-from hqsearch.embedding.stage import Stage, StageSettings
+from hqsearch.embedding.stage import Stage, StageSettings, standard_error
 
 
 class ClassifierStage(Stage):
@@ -30,7 +30,8 @@ class ClassifierStage(Stage):
         held_out = self.data.validation
         predicted = infer(self.network, self.data.X[torch.from_numpy(held_out)]).argmax(1).cpu().numpy()
         accuracy = float(np.mean(predicted == self.data.y[held_out]))
-        return {"accuracy": accuracy, "criterion": accuracy}
+        error = standard_error(accuracy, len(held_out))
+        return {"accuracy": accuracy, "criterion": accuracy, "standard_error": error}
 
 
 class _HiddenAndLogits(StageNetwork):

@@ -233,7 +233,7 @@ class EmbeddingModel:
         return history
 
     def join_hidden_layer(self, X: np.ndarray, train: np.ndarray, *, weight: float, seed: int) -> None:
-        """Let the embedding be of two layers from now on, see `with_hidden_layer`; of one if `weight` is 0.
+        """Join the embedding with the hidden layer, see `with_hidden_layer`, unless `weight` is 0.
 
         Parameters
         ----------
@@ -242,7 +242,7 @@ class EmbeddingModel:
         train : ndarray of int64
             Positions of those that it was trained on.
         weight : float
-            Of the layer below the trained embedding.
+            Of the hidden layer beside the trained embedding.
         seed : int
             Of everything random in it.
         """

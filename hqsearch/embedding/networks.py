@@ -170,7 +170,7 @@ class StageNetwork(nn.Module):
 
 
 class EmbeddingNetwork(StageNetwork):
-    """Stage network whose output is a projection of the linear layer's and of the layer below, side by side.
+    """Stage network whose output is a projection of the linear layer's and of the hidden layer, side by side.
 
     Parameters
     ----------
@@ -179,7 +179,7 @@ class EmbeddingNetwork(StageNetwork):
     axes : Tensor of shape (head.out_features + head.in_features, head.out_features), dtype float32
         The projection.
     unit : bool
-        Whether the linear layer's output is scaled to unit length before; the layer below always is.
+        Whether the linear layer's output is scaled to unit length before; the hidden layer always is.
     """
 
     axes: Tensor
@@ -197,7 +197,7 @@ class EmbeddingNetwork(StageNetwork):
 
 
 def side_by_side(outputs: Tensor, hidden: Tensor, *, unit: bool) -> Tensor:
-    """Linear layer's outputs, of unit length if `unit`, and the layer below, which always is."""
+    """Linear layer's outputs, of unit length if `unit`, and the hidden layer, which always is."""
     if unit:
         outputs = nn.functional.normalize(outputs, dim=-1)
     return torch.cat([outputs, nn.functional.normalize(hidden, dim=-1)], dim=-1)

@@ -23,7 +23,7 @@ def report_epoch(record: dict[str, Any], n_epochs: int) -> None:
     figures = "  ".join(
         f"{name} {value:.4f}"
         for name, value in record.items()
-        if name not in ("stage", "epoch", "seconds", "criterion")
+        if name not in ("stage", "epoch", "seconds", "criterion", "standard_error")
     )
     sys.stdout.write(
         f"{record['stage']:>6} [{bar}] {record['epoch']}/{n_epochs}  {figures}  {record['seconds']:.2f} s\n"

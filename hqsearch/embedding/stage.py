@@ -87,7 +87,7 @@ class TrainingData:
 
 
 class Stage(ABC):
-    """Training loop that both stages share: epochs, schedule, validation, best state, early stopping."""
+    """Training loop that both stages share: epochs, schedule, validation, kept state, early stopping."""
 
     name: str
     n_warmup_steps = 10
@@ -124,8 +124,8 @@ class Stage(ABC):
             # network does.
             self._captured = None
             self._optimizer.zero_grad(set_to_none=True)
-        if self._best_state is not None:
-            self.network.load_state_dict(self._best_state)
+        if self._kept_state is not None:
+            self.network.load_state_dict(self._kept_state)
         if self.checkpoint is not None and not finished and not self.interrupted:
             self.checkpoint.write(self._finished_state, finished=True)
         self.network.eval()
@@ -141,7 +141,7 @@ class Stage(ABC):
             self.interrupted = True
             warnings.warn(
                 f"Training of the {self.name} stage was interrupted after {len(self.history)} epochs; "
-                "the best epoch so far is kept.",
+                "it keeps one of them, as it would have in the end.",
                 UserWarning,
                 stacklevel=4,
             )
@@ -151,8 +151,8 @@ class Stage(ABC):
         settings, data = self.settings, self.data
         self.interrupted = False
         self.history: list[dict[str, Any]] = []
-        self._best_state: dict[str, Tensor] | None = None
-        self._best = -math.inf
+        self._kept_state: dict[str, Tensor] | None = None
+        self._best, self._best_error = -math.inf, 0.0
         self._validations_without_gain = 0
         self._batches = ClassBalancedBatches(
             data.y[data.train],
@@ -200,7 +200,7 @@ class Stage(ABC):
                 # these figures are not to the last digit its own.
                 with mixed_precision(self.settings.precision, self.data.X.device):
                     record |= self._validate()
-                self._compare(record["criterion"])
+                self._compare(record["criterion"], record["standard_error"])
             record["seconds"] = time.perf_counter() - started
             self.history.append(record)
             if self.verbose:
@@ -211,18 +211,18 @@ class Stage(ABC):
             if self.checkpoint is not None and not last:
                 self.checkpoint.write(self._state_to_save)
 
-    def _compare(self, criterion: float) -> None:
+    def _compare(self, criterion: float, error: float) -> None:
         """Keep this epoch's network, unless an earlier one was better by more than chance.
 
         Of epochs within a standard error of the best the last one has trained longest, at the lowest rate.
         """
-        if criterion >= self._best - _standard_error(self._best, len(self.data.validation)):
-            self._best_state = copy.deepcopy(self.network.state_dict())
         if criterion >= self._best:
-            self._best = criterion
+            self._best, self._best_error = criterion, error
             self._validations_without_gain = 0
         else:
             self._validations_without_gain += 1
+        if criterion >= self._best - self._best_error:
+            self._kept_state = copy.deepcopy(self.network.state_dict())
 
     def _state_to_save(self) -> StageState:
         """All that the epochs to come depend on.
@@ -231,7 +231,7 @@ class Stage(ABC):
         """
         state = StageState()
         state.add("network", network_tensors(self.network))
-        state.add("best", self._best_state or {})
+        state.add("kept", self._kept_state or {})
         # Adam's averages and count of each parameter.
         for i, averages in self._optimizer.state_dict()["state"].items():
             state.add(f"optimizer/{i}", averages)
@@ -241,6 +241,7 @@ class Stage(ABC):
         state.values = {
             "history": self.history,
             "best": self._best,
+            "best_error": self._best_error,
             "validations_without_gain": self._validations_without_gain,
             "rates": [float(group["lr"]) for group in self._optimizer.param_groups],
             "schedule": {k: v for k, v in self._schedule.state_dict().items() if k != "_last_lr"},
@@ -252,7 +253,7 @@ class Stage(ABC):
         """Put all that `_state_to_save` gave where `_initialize` put the beginning."""
         values = state.values
         fill_network(self.network, state.group("network"))
-        self._best_state = state.group("best") or None
+        self._kept_state = state.group("kept") or None
         optimizer = self._optimizer.state_dict()
         optimizer["state"] = {
             i: averages
@@ -273,7 +274,7 @@ class Stage(ABC):
         arrays = {name: value.numpy() for name, value in state.group("batches").items()}
         self._batches.set_state(arrays, values["batches"])
         self.history = values["history"]
-        self._best = values["best"]
+        self._best, self._best_error = values["best"], values["best_error"]
         self._validations_without_gain = values["validations_without_gain"]
 
     def _finished_state(self) -> StageState:
@@ -345,12 +346,15 @@ class Stage(ABC):
 
     @abstractmethod
     def _validate(self) -> dict[str, float]:
-        """Figures on the held-out items; "criterion" decides which epoch is best."""
+        """Figures on the held-out items, among them "criterion" and its "standard_error".
+
+        The last epoch whose criterion is within the best one's standard error of it is kept.
+        """
 
 
-def _standard_error(share: float, n_items: int) -> float:
-    """Return the standard error of a share of so many items; 0 where it is no share, as -inf is not."""
-    return math.sqrt(share * (1 - share) / n_items) if 0 < share < 1 else 0.0
+def standard_error(share: float, n_items: int) -> float:
+    """Return the standard error of a share of so many items."""
+    return math.sqrt(share * (1 - share) / n_items)
 
 
 def _warmup_and_cosine(step: int, n_steps: int, n_warmup_steps: int) -> float:

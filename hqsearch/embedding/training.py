@@ -18,7 +18,7 @@ from hqsearch.embedding.losses import (
     squared_distances,
 )
 from hqsearch.embedding.networks import StageNetwork
-from hqsearch.embedding.stage import Stage, StageSettings, TrainingData
+from hqsearch.embedding.stage import Stage, StageSettings, TrainingData, standard_error
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class CodeProblem:
     validate : callable
         Level scores of all items, float32 array of shape (n_samples, n_levels, branching_factor), and their
         embedding where this stage trains that too, else None, to a dict of figures on the held-out items, of
-        which "criterion" is to be maximised.
+        which "criterion" is to be maximised and has "standard_error".
     """
 
     n_levels: int
@@ -59,7 +59,8 @@ class MetricStage(Stage):
         precision = _nearest_precision(
             embedding[data.validation], embedding[data.train], data.y[data.validation], data.y[data.train]
         )
-        return {"precision@1": precision, "criterion": precision}
+        error = standard_error(precision, len(data.validation))
+        return {"precision@1": precision, "criterion": precision, "standard_error": error}
 
 
 def metric_loss(outputs: Tensor, settings: StageSettings) -> Tensor:

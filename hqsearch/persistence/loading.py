@@ -86,9 +86,11 @@ class _Loader:
 
     def build(self, cls: type, manifest: dict[str, Any]) -> Any:
         state = {name: self._attribute(value, manifest) for name, value in manifest["state"].items()}
-        estimator = cls(
-            **self._parameters(manifest["parameters"], state.get("encoder_"), state.get("_model"))
-        )
+        parameters = manifest["parameters"]
+        if "hidden_weight" in inspect.signature(cls).parameters:
+            # Before format 3 every embedding was the trained one alone.
+            parameters = {"hidden_weight": 0.0, **parameters}
+        estimator = cls(**self._parameters(parameters, state.get("encoder_"), state.get("_model")))
         vars(estimator).update(state)
         if "_items" in state:
             self._settle_encoder(estimator)

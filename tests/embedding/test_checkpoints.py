@@ -174,16 +174,20 @@ def test_a_fit_in_pieces_equals_a_whole_one(blobs, tmp_path, monkeypatch, loss, 
     assert_same_model(make(**settings).fit(X, y), pieces, X)
 
 
+def worse_every_time(stage):
+    return {"criterion": -float(len(stage.history)), "standard_error": 0.0}
+
+
 def test_validations_without_gain_count_on_over_a_kill(blobs, tmp_path, monkeypatch):
     # Worse with every epoch: the first one is best, and three more are granted.
-    monkeypatch.setattr(MetricStage, "_validate", lambda stage: {"criterion": -float(len(stage.history))})
+    monkeypatch.setattr(MetricStage, "_validate", worse_every_time)
     encoder = make(metric_epochs=8, hash_epochs=0, patience=3, batch_size=32, checkpoint_dir=tmp_path)
     assert fit_in_pieces(encoder, *blobs, monkeypatch) >= 2
     assert [record["epoch"] for record in encoder.history_] == [1, 2, 3, 4]
 
 
 def test_a_kill_between_early_stopping_and_the_last_write_trains_no_further(blobs, tmp_path, monkeypatch):
-    monkeypatch.setattr(MetricStage, "_validate", lambda stage: {"criterion": -float(len(stage.history))})
+    monkeypatch.setattr(MetricStage, "_validate", worse_every_time)
     encoder = make(metric_epochs=8, hash_epochs=0, patience=3, batch_size=32, checkpoint_dir=tmp_path)
 
     def dying(stage):
@@ -313,7 +317,7 @@ def spoil_foreign_weights(content):
 
 
 def spoil_newer(content):
-    return content.replace(b'"format_version":"1"', b'"format_version":"2"')
+    return content.replace(b'"format_version":"2"', b'"format_version":"3"')
 
 
 @pytest.mark.parametrize("stage", ["metric", "hash"])
@@ -326,7 +330,7 @@ def spoil_newer(content):
         (spoil_last_byte, "is damaged: its checksum differs"),
         (spoil_recorded_loss, "is damaged: its checksum differs"),
         (spoil_foreign_weights, "is foreign: it is not a checkpoint"),
-        (spoil_newer, "has format version 2"),
+        (spoil_newer, "has format version 3"),
     ],
 )
 def test_a_spoiled_file_is_refused_by_name_before_anything_is_trained(

@@ -90,10 +90,32 @@ def test_of_many_items_some_are_drawn_from_the_seed(network, X, monkeypatch):
     assert (first != other).any()
 
 
-def test_fewer_items_than_axes(network, X):
-    rows = joined(network, X, 1.0, train=np.arange(2))
-    assert rows.shape == (len(X), N_OUTPUTS)
-    assert np.linalg.matrix_rank(rows, tol=1e-4) == 2
+@pytest.mark.parametrize("n_items", [1, 3])
+def test_where_items_span_fewer_dimensions_the_rest_is_the_trained_embedding(network, X, n_items):
+    train = np.arange(n_items)
+    units = layers(network, X)[1]
+    np.testing.assert_allclose(joined(network, X, 1e-6, train=train), units, atol=1e-5)
+    axes = with_hidden_layer(network, X, train, weight=1.0, unit=True, seed=0).axes
+    np.testing.assert_allclose(axes.T @ axes, np.eye(N_OUTPUTS), atol=1e-5)
+    # Nothing of these items is lost.
+    _, units, hidden = layers(network, X[:n_items])
+    both = np.hstack([units, hidden])
+    np.testing.assert_allclose(np.linalg.norm(both @ axes.numpy(), axis=1), np.sqrt(2), atol=1e-4)
+
+
+def test_a_layer_below_that_is_zero_leaves_the_trained_embedding(network, X):
+    nn.init.zeros_(network.trunk.weight)
+    units = layers(network, X)[1]
+    np.testing.assert_allclose(joined(network, X, 1.0), units, atol=1e-6)
+
+
+def test_of_a_very_wide_layer_fewer_items_have_to_do(network, X, monkeypatch):
+    seen = []
+    monkeypatch.setattr(projection, "infer", lambda network, X: seen.append(len(X)) or infer(network, X))
+    for most in (2**24, 20 * (N_HIDDEN + N_OUTPUTS), 1):
+        monkeypatch.setattr(projection, "_MOST_NUMBERS", most)
+        joined(network, X, 1.0)
+    assert seen == [300, 20, N_OUTPUTS]
 
 
 @pytest.mark.parametrize("shared_trunk", [False, True])

@@ -1,6 +1,8 @@
 """Both stages step by step: labels and losses by definition, rates, one pass and one solve a step."""
 
+import copy
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -285,3 +287,37 @@ def test_a_loss_that_is_not_finite_raises_and_names_stage_and_epoch(stage_name):
     )
     with pytest.raises(FloatingPointError, match=f"loss of the {stage_name} stage is nan in epoch 2"):
         stage.run()
+
+
+@pytest.mark.parametrize(
+    ("criteria", "errors", "kept"),
+    [
+        # All alike, and the last has trained longest.
+        ([0.90, 0.88, 0.89], [0.03, 0.03, 0.03], 3),
+        # The error is that of the best.
+        ([0.90, 0.86, 0.80], [0.03, 0.20, 0.20], 1),
+        ([0.90, 0.95, 0.93, 0.91], [0.09, 0.03, 0.09, 0.09], 3),
+        ([0.50, 0.90, 0.60], [0.0, 0.0, 0.0], 2),
+        ([0.90, 0.90], [0.0, 0.0], 2),
+    ],
+)
+def test_the_last_epoch_within_a_standard_error_of_the_best_is_kept(monkeypatch, criteria, errors, kept):
+    stage = make_stage("metric", epochs=len(criteria))
+    stage.data = replace(stage.data, validation=np.arange(10))
+    states = []
+
+    def validate(stage):
+        states.append(copy.deepcopy(stage.network.state_dict()))
+        epoch = len(stage.history)
+        return {"criterion": criteria[epoch], "standard_error": errors[epoch]}
+
+    monkeypatch.setattr(MetricStage, "_validate", validate)
+    stage.run()
+    equal = [
+        all(
+            torch.equal(a, b)
+            for a, b in zip(state.values(), stage.network.state_dict().values(), strict=True)
+        )
+        for state in states
+    ]
+    assert equal == [epoch == kept for epoch in range(1, len(criteria) + 1)]
