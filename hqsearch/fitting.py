@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -85,15 +87,27 @@ def fit_stages(
         verbose=encoder.verbose,
         checkpoint=checkpoints.get("metric"),
     )
+    join = partial(
+        model.join_hidden_layer,
+        X,
+        train,
+        weight=resolve_hidden_weight(encoder.hidden_weight, encoder.loss),
+        seed=metric_seed,
+    )
+    embedding = None
+    try:
+        if not encoder.shared_trunk:
+            join()
+        embedding = model.embed(X)
+    except KeyboardInterrupt:
+        _warn_of_interruption("between the stages")
+        # Without an embedding there is nothing to validate.
+        interrupted, validation = True, validation[:0]
     if interrupted:
         # Whoever interrupts wants to stop; without any epoch there would be no codes to speak of.
         hashing = replace(hashing, epochs=min(1, hashing.epochs))
         # That epoch is none of the fit that may be started again.
         checkpoints.pop("hash", None)
-    weight = resolve_hidden_weight(encoder.hidden_weight, encoder.loss)
-    if not encoder.shared_trunk:
-        model.join_hidden_layer(X, train, weight=weight, seed=metric_seed)
-    embedding = model.embed(X)
     history += model.fit_hash(
         X,
         y,
@@ -108,8 +122,15 @@ def fit_stages(
     )
     if encoder.shared_trunk:
         # Now that both layers are trained.
-        model.join_hidden_layer(X, train, weight=weight, seed=metric_seed)
+        try:
+            join()
+        except KeyboardInterrupt:
+            _warn_of_interruption("after both stages; the embedding is without the hidden layer")
     return model, history
+
+
+def _warn_of_interruption(where: str) -> None:
+    warnings.warn(f"Training of the encoder was interrupted {where}.", UserWarning, stacklevel=4)
 
 
 def _open_checkpoints(
@@ -173,7 +194,7 @@ def _stage_settings(encoder: HierarchicalHashEncoder, stage: str, n_items: int) 
 
 def _code_problem(
     encoder: HierarchicalHashEncoder,
-    metric_embedding: np.ndarray,
+    metric_embedding: np.ndarray | None,
     y: np.ndarray,
     train: np.ndarray,
     validation: np.ndarray,
@@ -194,6 +215,7 @@ def _code_problem(
     def validate(level_scores: np.ndarray, trained_along: np.ndarray | None) -> dict[str, float]:
         codes = greedy_codes(level_scores, encoder.sparsity)
         embedding = metric_embedding if trained_along is None else trained_along
+        assert embedding is not None
         table = LeafTable.build(
             embedding[train],
             codes[train],

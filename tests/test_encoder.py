@@ -12,7 +12,7 @@ from sklearn.utils import check_random_state
 from torch import nn
 
 from hqsearch import HierarchicalHashEncoder
-from hqsearch.embedding import split_validation
+from hqsearch.embedding import EmbeddingModel, split_validation
 
 
 def make(**parameters):
@@ -243,6 +243,23 @@ def test_interrupting_fit_leaves_a_usable_encoder_and_warns(blobs, monkeypatch):
         encoder = make().fit(*blobs)
     assert np.isfinite(encoder.level_scores(blobs[0])).all()
     assert len(encoder.history_) == 6
+
+
+@pytest.mark.parametrize("method", ["embed", "join_hidden_layer"])
+@pytest.mark.parametrize("shared_trunk", [False, True])
+def test_an_interrupted_fit_is_usable_between_and_after_the_stages(blobs, monkeypatch, method, shared_trunk):
+    X, y = blobs
+
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(EmbeddingModel, method, interrupted)
+        with pytest.warns(UserWarning, match="Training of the encoder was interrupted (between|after)"):
+            encoder = make(shared_trunk=shared_trunk).fit(X, y)
+    after = shared_trunk and method == "join_hidden_layer"
+    assert [r["stage"] for r in encoder.history_] == ["metric"] * 4 + ["hash"] * (4 if after else 1)
+    assert all(np.isfinite(part).all() for part in encoder.describe(X))
 
 
 def test_pickle_and_clone(fitted, digits):
