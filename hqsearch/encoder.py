@@ -88,7 +88,7 @@ class HierarchicalHashEncoder(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transf
     hash_regularization : float, default=0.01
         The same, of the hash stage.
     hidden_weight : float or "auto", default="auto"
-        Weight in the embedding of the hidden layer, the trunk's output. `fit` joins the trained embedding
+        Weight in the embedding of the hidden layer, the trunk's ReLU. `fit` joins the trained embedding
         with it, scaled to this length beside the embedding's 1 (npairs: beside its root mean square), and
         projects both to `embedding_dim` numbers by their principal axes. The hidden layer ranks items of
         classes that `fit` has not seen better, and those of trained classes worse. "auto" is 0.7 with

@@ -663,6 +663,24 @@ def test_an_encoder_of_an_older_format_goes_on_having_the_trained_embedding_alon
     np.testing.assert_array_equal(clone(loaded).fit(X, y).embed(X_query), expected)
 
 
+def test_an_index_of_an_older_format_fits_again_with_the_trained_embedding_alone(digits, tmp_path):
+    X, y, X_query, _ = digits
+    encoder = HierarchicalHashEncoder(metric_epochs=1, hash_epochs=1, hidden_weight=0, random_state=0)
+    index = HierarchicalHashIndex(encoder).fit(X, y)
+    index.save(tmp_path)
+
+    def as_before(manifest):
+        manifest["format_version"] = 2
+        del manifest["parameters"]["encoder"]["estimator"]["hidden_weight"]
+
+    rewrite_manifest(tmp_path, as_before)
+    loaded = HierarchicalHashIndex.load(tmp_path)
+    assert loaded.encoder.hidden_weight == 0
+    expected = index.kneighbors(X_query)
+    for found in (loaded.kneighbors(X_query), clone(loaded).fit(X, y).kneighbors(X_query)):
+        np.testing.assert_array_equal(found[1], expected[1])
+
+
 def test_an_index_that_lists_by_centroids_goes_on_doing_so(plain, items, tmp_path):
     index = HierarchicalHashIndex(PlainEncoder(), listing="centroids").fit(items[:200])
     index.save(tmp_path)

@@ -37,8 +37,7 @@ class ClassifierStage(Stage):
 class _HiddenAndLogits(StageNetwork):
     """A classifier's layers, that give what its linear layer gets and what it makes of it side by side."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        hidden = self.hidden(x)
+    def output(self, hidden: Tensor) -> Tensor:
         return torch.cat([hidden, self.head(hidden)], dim=1)
 
 

@@ -86,11 +86,7 @@ class _Loader:
 
     def build(self, cls: type, manifest: dict[str, Any]) -> Any:
         state = {name: self._attribute(value, manifest) for name, value in manifest["state"].items()}
-        parameters = manifest["parameters"]
-        if "hidden_weight" in inspect.signature(cls).parameters:
-            # Before format 3 every embedding was the trained one alone.
-            parameters = {"hidden_weight": 0.0, **parameters}
-        estimator = cls(**self._parameters(parameters, state.get("encoder_"), state.get("_model")))
+        estimator = self._make(cls, manifest["parameters"], state.get("encoder_"), state.get("_model"))
         vars(estimator).update(state)
         if "_items" in state:
             self._settle_encoder(estimator)
@@ -162,6 +158,13 @@ class _Loader:
             options["encoder"] = self.encoder
         return cls.load(place, **options)
 
+    def _make(self, cls: type, saved: dict[str, Any], encoder: Any, model: Any) -> Any:
+        parameters = self._parameters(saved, encoder, model)
+        if "hidden_weight" in inspect.signature(cls).parameters:
+            # Before format 3 every embedding was the trained one alone.
+            parameters = {"hidden_weight": 0.0, **parameters}
+        return cls(**parameters)
+
     def _parameters(self, saved: dict[str, Any], encoder: Any, model: Any) -> dict[str, Any]:
         return {name: self._parameter(value, encoder, model) for name, value in saved.items()}
 
@@ -173,7 +176,7 @@ class _Loader:
             return model._network
         if kind == "estimator":
             inner, model = (getattr(encoder, name, None) for name in ("encoder_", "_model"))
-            return type(encoder)(**self._parameters(content, inner, model))
+            return self._make(type(encoder), content, inner, model)
         if kind == "frozen":
             folder, changed = content
             if folder == "encoder":

@@ -84,19 +84,26 @@ def test_axes_are_those_of_the_training_items(network, X):
 
 
 def test_of_many_items_some_are_drawn_from_the_seed(network, X, monkeypatch):
+    seen = []
+    monkeypatch.setattr(projection, "infer", lambda network, X: seen.append(X) or infer(network, X))
     monkeypatch.setattr(projection, "_MOST_ITEMS", 50)
-    first, again, other = (joined(network, X, 1.0, seed=seed) for seed in (0, 0, 1))
+    first, again, _ = (joined(network, X, 1.0, seed=seed) for seed in (0, 0, 1))
     np.testing.assert_array_equal(first, again)
-    assert (first != other).any()
+    assert [len(items) for items in seen] == [50, 50, 50]
+    assert (seen[0] != seen[2]).any()
 
 
-@pytest.mark.parametrize("n_items", [1, 3])
-def test_where_items_span_fewer_dimensions_the_rest_is_the_trained_embedding(network, X, n_items):
-    train = np.arange(n_items)
+# One item, three, and three of which each comes ten times.
+@pytest.mark.parametrize(("n_items", "n_times"), [(1, 1), (3, 1), (3, 10)])
+def test_where_items_span_fewer_dimensions_the_rest_is_the_trained_embedding(network, X, n_items, n_times):
+    train = np.tile(np.arange(n_items), n_times)
     units = layers(network, X)[1]
     np.testing.assert_allclose(joined(network, X, 1e-6, train=train), units, atol=1e-5)
     axes = with_hidden_layer(network, X, train, weight=1.0, unit=True, seed=0).axes
     np.testing.assert_allclose(axes.T @ axes, np.eye(N_OUTPUTS), atol=1e-5)
+    # Whether an item comes once or often.
+    once = joined(network, X, 1.0, train=np.arange(n_items))
+    np.testing.assert_allclose(joined(network, X, 1.0, train=train), once, atol=1e-4)
     # Nothing of these items is lost.
     _, units, hidden = layers(network, X[:n_items])
     both = np.hstack([units, hidden])
