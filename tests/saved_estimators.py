@@ -1,0 +1,43 @@
+"""Whether a saved estimator came back whole, and a small one to save."""
+
+from pathlib import Path
+
+import numpy as np
+from sklearn.utils.validation import check_is_fitted
+
+from hqsearch import HierarchicalHashEncoder
+
+
+def small_encoder(**parameters):
+    return HierarchicalHashEncoder(
+        **({"metric_epochs": 1, "hash_epochs": 1, "branching_factor": 8, "random_state": 0} | parameters)
+    )
+
+
+def assert_same_encoder(loaded, encoder, X):
+    check_is_fitted(loaded)
+    for method in ("embed", "level_scores", "encode"):
+        ours, theirs = getattr(loaded, method)(X), getattr(encoder, method)(X)
+        assert ours.dtype == theirs.dtype
+        np.testing.assert_array_equal(ours, theirs)
+    assert (loaded.transform(X) != encoder.transform(X)).nnz == 0
+    np.testing.assert_array_equal(loaded.classes_, encoder.classes_)
+    assert loaded.classes_.dtype == encoder.classes_.dtype
+    assert loaded.history_ == encoder.history_
+    assert vars(loaded).keys() == vars(encoder).keys()
+
+
+def assert_same_index(loaded, index, X):
+    check_is_fitted(loaded)
+    for queries in (X, None):
+        for probes in (None, 20):
+            ours = loaded.kneighbors(queries, n_probes=probes, return_stats=True)
+            theirs = index.kneighbors(queries, n_probes=probes, return_stats=True)
+            np.testing.assert_array_equal(ours[0], theirs[0])
+            np.testing.assert_array_equal(ours[1], theirs[1])
+            assert ours[2] == theirs[2]
+    assert vars(loaded).keys() == vars(index).keys()
+
+
+def files_of(path):
+    return sorted(file for file in Path(path).rglob("*") if file.is_file())
