@@ -71,10 +71,10 @@ class HierarchicalHashEncoder(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transf
         embedding too, by the sum of both losses, and a query runs one network instead of two. The embedding
         then depends on the codes.
     metric_epochs, hash_epochs : int or "auto", default="auto"
-        Most epochs of each stage. An epoch draws about as many items as there are. "auto" is 10
-        and 20, more where an epoch has fewer than 40 steps and fewer where it has more than 120, but 3 to 30:
-        a longer metric stage makes neighbours of classes that `fit` has seen hardly more precise, and those
-        of other classes much less.
+        Most epochs of each stage. An epoch draws about as many items as there are. "auto" is 10 and 20, more
+        where an epoch has fewer than 40 steps and fewer where it has more than 120, but at most 30, and at
+        least 3 and 8: a longer metric stage makes neighbours of classes that `fit` has seen hardly more
+        precise, and those of other classes much less.
     learning_rate : float or "auto", default="auto"
         Peak rate of the metric stage's linear layer. "auto" is 3e-3 with "mlp" and "conv"; 1e-3 with "nin",
         which has no normalisation, and with a network of your own, which may be trained already.

@@ -17,9 +17,10 @@ _CPU_INSTRUCTIONS = ("avx512_bf16", "amx_bf16")
 _NORMALISED = ("auto", "mlp", "conv")
 _NORMALISED_RATE, _RATE = 3e-3, 1e-3
 # Also measured there. A longer metric stage gains little among the classes that it sees, and loses much among
-# others.
+# others. The hash stage has to learn its codes anew, however many items there are.
 _EPOCHS = {"metric": 10, "hash": 20}
-_FEWEST_EPOCHS, _MOST_EPOCHS = 3, 30
+_FEWEST_EPOCHS = {"metric": 3, "hash": 8}
+_MOST_EPOCHS = 30
 # Epochs of fewer steps than this many don't teach much each, and of more than that many teach more.
 _FEW_STEPS, _MANY_STEPS = 40, 120
 # Also measured there: what other classes gain, and trained ones lose, by the hidden layer in the embedding.
@@ -87,7 +88,7 @@ def resolve_epochs(epochs: int | str, stage: str, n_items: int, items_per_step: 
         return sum(resolve_epochs(epochs, name, n_items, items_per_step) for name in _EPOCHS)
     steps = n_items / items_per_step
     wanted = round(_EPOCHS[stage] * min(max(steps, _FEW_STEPS), _MANY_STEPS) / steps)
-    return min(max(wanted, _FEWEST_EPOCHS), _MOST_EPOCHS)
+    return min(max(wanted, _FEWEST_EPOCHS[stage]), _MOST_EPOCHS)
 
 
 def resolve_hidden_weight(hidden_weight: float | str, loss: str) -> float:
