@@ -38,6 +38,7 @@ from hqsearch.embedding import (
     items_per_step,
     resolve_device,
     resolve_epochs,
+    resolve_hash_start,
     resolve_hidden_weight,
     resolve_learning_rate,
     resolve_precision,
@@ -125,17 +126,21 @@ def device_name(device):
 
 
 def epochs_of(encoder, y):
-    """Epochs of both stages on items of these labels, and of the control: both together, to be as strong.
+    """Epochs of both stages on items of these labels, and of the control: as many as our longest network's.
 
     "auto" may be one epoch off: how many items are held out is drawn class by class.
     """
     n_train = round(len(y) * (1 - encoder["validation_fraction"]))
     batch = (encoder[name] for name in ("classes_per_batch", "batch_size", "class_groups_per_step"))
-    per_step = items_per_step(len(set(y.tolist())), *batch)
-    metric, hashing = (
-        resolve_epochs(encoder[f"{stage}_epochs"], stage, n_train, per_step) for stage in ("metric", "hash")
+    items = {"n_items": n_train, "items_per_step": items_per_step(len(set(y.tolist())), *batch)}
+    metric = resolve_epochs(encoder["metric_epochs"], "metric", **items)
+    new_trunk, hashing = resolve_hash_start(
+        *(encoder[name] for name in ("hash_trunk", "hash_epochs")),
+        **{name: encoder[name] for name in ("loss", "shared_trunk")},
+        **items,
     )
-    return {"metric": metric, "hash": hashing, "control": metric + hashing}
+    control = max(metric, hashing) if new_trunk else metric + hashing
+    return {"metric": metric, "hash": hashing, "new_trunk": new_trunk, "control": control}
 
 
 def training_source():

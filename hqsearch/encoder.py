@@ -70,11 +70,16 @@ class HierarchicalHashEncoder(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transf
         Whether one trunk serves embedding and level scores: the hash stage then goes on training the
         embedding too, by the sum of both losses, and a query runs one network instead of two. The embedding
         then depends on the codes.
+    hash_trunk : {"auto", "metric", "new"}, default="auto"
+        Where the trunk of the hash stage starts: at that of the metric stage, as in the papers, or anew. Two
+        networks that were trained apart err on different queries, so together they choose better leaves,
+        but a new one needs more epochs. "auto" is "new" with `loss="proxy"`, unless the trunk is shared or
+        `hash_epochs` are fewer than its "auto"; else it is "metric".
     metric_epochs, hash_epochs : int or "auto", default="auto"
         Most epochs of each stage. An epoch draws about as many items as there are. "auto" is 10 and 20, more
         where an epoch has fewer than 40 steps and fewer where it has more than 120, but at most 30, and at
-        least 3 and 8: a longer metric stage makes neighbours of classes that `fit` has seen hardly more
-        precise, and those of other classes much less.
+        least 3 and 8; a hash stage with a new trunk has those of both. A longer metric stage makes neighbours
+        of classes that `fit` has seen hardly more precise, and those of other classes much less.
     learning_rate : float or "auto", default="auto"
         Peak rate of the metric stage's linear layer. "auto" is 3e-3 with "mlp" and "conv"; 1e-3 with "nin",
         which has no normalisation, and with a network of your own, which may be trained already.
@@ -188,6 +193,7 @@ class HierarchicalHashEncoder(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transf
         "batch_size": [Interval(Integral, 4, None, closed="left")],
         "class_groups_per_step": [Interval(Integral, 1, None, closed="left")],
         "shared_trunk": ["boolean"],
+        "hash_trunk": [StrOptions({"auto", "metric", "new"})],
         "metric_epochs": [StrOptions({"auto"}), Interval(Integral, 0, None, closed="left")],
         "hash_epochs": [StrOptions({"auto"}), Interval(Integral, 0, None, closed="left")],
         "learning_rate": [StrOptions({"auto"}), Interval(Real, 0, None, closed="neither")],
@@ -226,6 +232,7 @@ class HierarchicalHashEncoder(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transf
         batch_size: int = 128,
         class_groups_per_step: int = 1,
         shared_trunk: bool = False,
+        hash_trunk: str = "auto",
         metric_epochs: int | str = "auto",
         hash_epochs: int | str = "auto",
         learning_rate: float | str = "auto",
@@ -260,6 +267,7 @@ class HierarchicalHashEncoder(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transf
         self.batch_size = batch_size
         self.class_groups_per_step = class_groups_per_step
         self.shared_trunk = shared_trunk
+        self.hash_trunk = hash_trunk
         self.metric_epochs = metric_epochs
         self.hash_epochs = hash_epochs
         self.learning_rate = learning_rate

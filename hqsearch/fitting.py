@@ -21,6 +21,7 @@ from hqsearch.embedding import (
     resolve_captured,
     resolve_device,
     resolve_epochs,
+    resolve_hash_start,
     resolve_hidden_weight,
     resolve_learning_rate,
     resolve_precision,
@@ -65,9 +66,9 @@ def fit_stages(
         One record an epoch, of both stages.
     """
     train, validation = split_validation(y, encoder.validation_fraction, np.random.default_rng(split_seed))
-    metric, hashing = (_stage_settings(encoder, stage, len(train)) for stage in ("metric", "hash"))
+    metric, hashing, new_trunk = _settings(encoder, len(train))
     seeds = (split_seed, metric_seed, hash_seed)
-    checkpoints = _open_checkpoints(encoder, X, y, seeds, metric, hashing)
+    checkpoints = _open_checkpoints(encoder, X, y, seeds, metric, hashing, new_trunk=new_trunk)
     model = EmbeddingModel(
         loss=encoder.loss,
         n_levels=encoder.n_levels,
@@ -104,8 +105,9 @@ def fit_stages(
         # Without an embedding there is nothing to validate.
         interrupted, validation = True, validation[:0]
     if interrupted:
-        # Whoever interrupts wants to stop; without any epoch there would be no codes to speak of.
-        hashing = replace(hashing, epochs=min(1, hashing.epochs))
+        # Whoever interrupts wants to stop; without any epoch there would be no codes to speak of, and one is
+        # too few for a new trunk.
+        hashing, new_trunk = replace(hashing, epochs=min(1, hashing.epochs)), False
         # That epoch is none of the fit that may be started again.
         checkpoints.pop("hash", None)
     history += model.fit_hash(
@@ -116,6 +118,7 @@ def fit_stages(
         settings=hashing,
         seed=hash_seed,
         problem=_code_problem(encoder, embedding, y, train, validation),
+        new_trunk=new_trunk,
         metric=metric if encoder.shared_trunk else None,
         verbose=encoder.verbose,
         checkpoint=checkpoints.get("hash"),
@@ -140,6 +143,8 @@ def _open_checkpoints(
     seeds: tuple[int, int, int],
     metric: StageSettings,
     hashing: StageSettings,
+    *,
+    new_trunk: bool,
 ) -> dict[str, Any]:
     """Checkpoint of each stage, or none at all."""
     if encoder.checkpoint_dir is None:
@@ -149,6 +154,7 @@ def _open_checkpoints(
     for name in (*_NOT_TRAINED_BY, "network", "device", "random_state"):
         del parameters[name]
     parameters["metric_epochs"], parameters["hash_epochs"] = metric.epochs, hashing.epochs
+    parameters["hash_trunk"] = "new" if new_trunk else "metric"
     parameters["hidden_weight"] = resolve_hidden_weight(encoder.hidden_weight, encoder.loss)
     parameters["precision"] = metric.precision
     parameters["learning_rate"] = metric.learning_rate
@@ -164,13 +170,36 @@ def _open_checkpoints(
     )
 
 
-def _stage_settings(encoder: HierarchicalHashEncoder, stage: str, n_items: int) -> StageSettings:
-    """Make the settings of a stage, "metric" or "hash", that trains on so many items."""
-    hashing = stage == "hash"
-    epochs = encoder.hash_epochs if hashing else encoder.metric_epochs
+def _settings(encoder: HierarchicalHashEncoder, n_items: int) -> tuple[StageSettings, StageSettings, bool]:
+    """Make both stages' settings for so many items, and say whether the hash stage has a new trunk."""
+    if encoder.shared_trunk and encoder.hash_trunk == "new":
+        raise ValueError(
+            "Expected hash_trunk='auto' or 'metric' with shared_trunk=True, where one trunk serves both "
+            "stages, got hash_trunk='new'."
+        )
     per_step = items_per_step(
         len(encoder.classes_), encoder.classes_per_batch, encoder.batch_size, encoder.class_groups_per_step
     )
+    metric_epochs = resolve_epochs(encoder.metric_epochs, "metric", n_items, per_step)
+    new_trunk, hash_epochs = resolve_hash_start(
+        encoder.hash_trunk,
+        encoder.hash_epochs,
+        loss=encoder.loss,
+        shared_trunk=encoder.shared_trunk,
+        n_items=n_items,
+        items_per_step=per_step,
+    )
+    metric, hashing = (
+        _stage_settings(encoder, stage, epochs)
+        for stage, epochs in (("metric", metric_epochs), ("hash", hash_epochs))
+    )
+    # What is not trained at all has better codes on a trunk that is.
+    return metric, hashing, new_trunk and hash_epochs > 0
+
+
+def _stage_settings(encoder: HierarchicalHashEncoder, stage: str, epochs: int) -> StageSettings:
+    """Make the settings of a stage, "metric" or "hash"."""
+    hashing = stage == "hash"
     rate = encoder.hash_learning_rate if hashing else encoder.learning_rate
     rate = resolve_learning_rate(rate, encoder.network)
     device = resolve_device(encoder.device)
@@ -179,7 +208,7 @@ def _stage_settings(encoder: HierarchicalHashEncoder, stage: str, n_items: int) 
         regularization=encoder.hash_regularization if hashing else encoder.regularization,
         margin=encoder.hash_margin if hashing else encoder.margin,
         proxy_scale=encoder.proxy_scale,
-        epochs=resolve_epochs(epochs, stage, n_items, per_step),
+        epochs=epochs,
         learning_rate=rate,
         trunk_learning_rate=rate * encoder.trunk_learning_rate_ratio,
         batch_size=encoder.batch_size,

@@ -220,7 +220,7 @@ class SoftmaxHashEncoder(BaselineHashEncoder):
             loss="softmax",
             regularization=0.0,
             margin=0.0,
-            epochs=resolve_epochs(self.epochs, "classifier", len(train), per_step),
+            epochs=resolve_epochs(self.epochs, "single", len(train), per_step),
             learning_rate=rate,
             trunk_learning_rate=rate * self.trunk_learning_rate_ratio,
             batch_size=self.batch_size,

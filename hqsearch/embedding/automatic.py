@@ -71,8 +71,8 @@ def resolve_epochs(epochs: int | str, stage: str, n_items: int, items_per_step: 
     ----------
     epochs : int or "auto"
         The parameter.
-    stage : {"metric", "hash", "classifier"}
-        What is trained; a classifier takes the place of both stages.
+    stage : {"metric", "hash", "single"}
+        What is trained: a stage, or a network that no stage before it has trained, for as long as both.
     n_items : int
         Items to train on.
     items_per_step : int
@@ -84,11 +84,45 @@ def resolve_epochs(epochs: int | str, stage: str, n_items: int, items_per_step: 
     """
     if not isinstance(epochs, str):
         return epochs
-    if stage == "classifier":
+    if stage == "single":
         return sum(resolve_epochs(epochs, name, n_items, items_per_step) for name in _EPOCHS)
     steps = n_items / items_per_step
     wanted = round(_EPOCHS[stage] * min(max(steps, _FEW_STEPS), _MANY_STEPS) / steps)
     return min(max(wanted, _FEWEST_EPOCHS[stage]), _MOST_EPOCHS)
+
+
+def resolve_hash_start(
+    hash_trunk: str, epochs: int | str, *, loss: str, shared_trunk: bool, n_items: int, items_per_step: int
+) -> tuple[bool, int]:
+    """Turn `hash_trunk` and `hash_epochs` into whether the hash stage has a new trunk, and into its epochs.
+
+    "auto" is a new trunk where one network does not serve both stages, the loss is not one of the papers',
+    and the epochs suffice for it.
+
+    Parameters
+    ----------
+    hash_trunk : {"auto", "metric", "new"}
+        The parameter.
+    epochs : int or "auto"
+        The parameter.
+    loss : {"npairs", "triplet", "proxy"}
+        Of both stages.
+    shared_trunk : bool
+        Whether one trunk serves both stages.
+    n_items, items_per_step : int
+        As in `resolve_epochs`.
+
+    Returns
+    -------
+    new_trunk : bool
+    epochs : int
+    """
+    whole, enough = (resolve_epochs(e, "single", n_items, items_per_step) for e in (epochs, "auto"))
+    if hash_trunk == "new" or (
+        hash_trunk == "auto" and loss == "proxy" and not shared_trunk and whole >= enough
+    ):
+        return True, whole
+    return False, resolve_epochs(epochs, "hash", n_items, items_per_step)
 
 
 def resolve_hidden_weight(hidden_weight: float | str, loss: str) -> float:

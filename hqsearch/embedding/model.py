@@ -21,7 +21,7 @@ from hqsearch.embedding.inference import (
     level_scores,
     split_levels,
 )
-from hqsearch.embedding.networks import StageNetwork, joined_heads, new_head, parted_heads
+from hqsearch.embedding.networks import StageNetwork, initial_trunk, joined_heads, new_head, parted_heads
 from hqsearch.embedding.projection import with_hidden_layer
 from hqsearch.embedding.proxies import ProxyHashStage, ProxyMetricStage
 from hqsearch.embedding.randomness import randomness_of
@@ -188,11 +188,12 @@ class EmbeddingModel:
         settings: StageSettings,
         seed: int,
         problem: CodeProblem,
+        new_trunk: bool = False,
         metric: StageSettings | None = None,
         verbose: int = 0,
         checkpoint: Checkpoint | None = None,
     ) -> list[dict[str, Any]]:
-        """Train the level scores, starting from the metric stage's trunk.
+        """Train the level scores, starting from the metric stage's trunk, or with `new_trunk` from a new one.
 
         Parameters are those of `fit_metric`; `problem` tells how codes are solved and validated. With
         `metric`, the metric stage's settings, its embedding is trained along, and both share the trunk.
@@ -205,13 +206,18 @@ class EmbeddingModel:
         assert self.metric_network is not None
         device = resolve_device(self.device)
         generator = torch.Generator().manual_seed(seed)
+        trunk = self.metric_network.trunk
+        if new_trunk:
+            standardize = copy.deepcopy(self.metric_network.standardize).cpu()
+            trunk, _ = initial_trunk(X, standardize, self._network, seed, generator)
+        # A callable of the user's may return what is in use.
+        trunk = copy.deepcopy(trunk)
         head = new_head(
             self.metric_network.head.in_features,
             self.n_levels * self.branching_factor,
             generator,
             std=HASH_HEAD_STD,
         )
-        trunk = copy.deepcopy(self.metric_network.trunk)
         self.shared_trunk = metric is not None
         n_along = self.metric_network.head.out_features if self.shared_trunk else 0
         if self.shared_trunk:

@@ -349,9 +349,40 @@ def initial_network(
     -------
     StageNetwork
     """
-    generator = torch.Generator().manual_seed(seed)
     standardize = Standardize.from_items(X[train])
+    generator = torch.Generator().manual_seed(seed)
+    trunk, width = initial_trunk(X, standardize, network, seed, generator)
+    return StageNetwork(standardize, trunk, new_head(width, n_outputs, generator))
+
+
+def initial_trunk(
+    X: np.ndarray,
+    standardize: Standardize,
+    network: str | nn.Module | Callable,
+    seed: int,
+    generator: torch.Generator,
+) -> tuple[nn.Module, int]:
+    """Make a trunk as it is before any training, on the CPU.
+
+    Parameters
+    ----------
+    X : ndarray of shape (n_samples, *input_shape)
+        Items.
+    standardize : Standardize
+        What they go through before the trunk.
+    network : str, nn.Module or callable
+        The trunk, see `build_trunk`.
+    seed : int
+        Of the weights that a callable draws from torch's global random state.
+    generator : torch.Generator
+        Of those of the built-in trunks.
+
+    Returns
+    -------
+    trunk : nn.Module
+    n_hidden : int
+        Numbers that it gives for an item.
+    """
     with randomness_of(network, seed):
         trunk = build_trunk(network, X.shape[1:], generator)
-        width = n_trunk_outputs(trunk, standardize, torch.tensor(X[:2]))
-    return StageNetwork(standardize, trunk, new_head(width, n_outputs, generator))
+        return trunk, n_trunk_outputs(trunk, standardize, torch.tensor(X[:2]))

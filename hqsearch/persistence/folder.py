@@ -26,7 +26,8 @@ MANIFEST = "manifest.json"
 FORMAT = "hqsearch"
 # 2: the items of an index have centroids of their leaves; those of 1 are made anew.
 # 3: an encoder's embedding can be joined with the hidden layer.
-FORMAT_VERSION = 3
+# 4: its hash stage can start with a new trunk.
+FORMAT_VERSION = 4
 
 _DATA = re.compile(r"data-[0-9a-f]{16}")
 

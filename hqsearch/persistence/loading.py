@@ -161,8 +161,9 @@ class _Loader:
     def _make(self, cls: type, saved: dict[str, Any], encoder: Any, model: Any) -> Any:
         parameters = self._parameters(saved, encoder, model)
         if "hidden_weight" in inspect.signature(cls).parameters:
-            # Before format 3 every embedding was the trained one alone.
-            parameters = {"hidden_weight": 0.0, **parameters}
+            # Before format 3 every embedding was the trained one alone, and before 4 the hash stage went on
+            # with the metric stage's trunk.
+            parameters = {"hidden_weight": 0.0, "hash_trunk": "metric", **parameters}
         return cls(**parameters)
 
     def _parameters(self, saved: dict[str, Any], encoder: Any, model: Any) -> dict[str, Any]:

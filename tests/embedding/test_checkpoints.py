@@ -33,7 +33,8 @@ folder, result = sys.argv[1:]
 checkpoints.SHARE_OF_TIME = 1.0
 X, y = load_digits(return_X_y=True)
 encoder = HierarchicalHashEncoder(
-    metric_epochs=10, hash_epochs=10, checkpoint_dir=folder or None, device="cpu", random_state=0, verbose=1
+    metric_epochs=10, hash_epochs=10, hash_trunk="new", checkpoint_dir=folder or None, device="cpu",
+    random_state=0, verbose=1
 ).fit(X[:600], y[:600])
 np.savez(result, embedding=encoder.embed(X), level_scores=encoder.level_scores(X))
 """
@@ -162,13 +163,13 @@ def test_a_fit_killed_at_random_moments_of_both_stages_ends_with_the_uninterrupt
 
 
 @pytest.mark.parametrize("patience", [None, 1])
-@pytest.mark.parametrize("shared_trunk", [False, True])
+@pytest.mark.parametrize("trunk", ["metric", "new", "shared"])
 @pytest.mark.parametrize("loss", ["npairs", "triplet", "proxy"])
-def test_a_fit_in_pieces_equals_a_whole_one(blobs, tmp_path, monkeypatch, loss, shared_trunk, patience):
+def test_a_fit_in_pieces_equals_a_whole_one(blobs, tmp_path, monkeypatch, loss, trunk, patience):
     X, y = blobs
     X = X + np.random.default_rng(0).normal(scale=4, size=X.shape)
     settings = {"loss": loss, "patience": patience, "sparsity": 2, "class_groups_per_step": 2}
-    settings |= {"batch_size": 32, "shared_trunk": shared_trunk}
+    settings |= {"batch_size": 32} | ({"shared_trunk": True} if trunk == "shared" else {"hash_trunk": trunk})
     pieces = make(**settings, checkpoint_dir=tmp_path / "new" / "folder")
     assert fit_in_pieces(pieces, X, y, monkeypatch) >= 2
     assert_same_model(make(**settings).fit(X, y), pieces, X)
@@ -203,7 +204,7 @@ def test_a_kill_between_early_stopping_and_the_last_write_trains_no_further(blob
 def test_what_auto_stands_for_is_compared_not_the_word(blobs, tmp_path, monkeypatch):
     X, y = blobs
     automatic = make(metric_epochs="auto", hash_epochs="auto", checkpoint_dir=tmp_path).fit(X, y)
-    numbers = {"learning_rate": 3e-3, "precision": "float32", "metric_epochs": 30, "hash_epochs": 30}
+    numbers = {"learning_rate": 3e-3, "precision": "float32", "metric_epochs": 30, "hash_epochs": 60}
     with monkeypatch.context() as patch:
         patch.setattr(Stage, "_run_epoch", None)  # nothing is trained again
         assert_same_model(automatic, make(**numbers, checkpoint_dir=tmp_path).fit(X, y), X)

@@ -102,12 +102,12 @@ def rewrite_manifest(path, change):
 
 def test_a_newer_format_is_refused(plain, tmp_path):
     plain.save(tmp_path)
-    rewrite_manifest(tmp_path, lambda manifest: manifest.update(format_version=4))
-    with pytest.raises(ValueError, match=r"manifest.json has format version 4, .*reads at most 3: install"):
+    rewrite_manifest(tmp_path, lambda manifest: manifest.update(format_version=5))
+    with pytest.raises(ValueError, match=r"manifest.json has format version 5, .*reads at most 4: install"):
         HierarchicalHashIndex.load(tmp_path, encoder=PlainEncoder)
 
 
-def test_an_encoder_of_an_older_format_goes_on_having_the_trained_embedding_alone(digits, tmp_path):
+def test_an_encoder_of_an_older_format_goes_on_being_trained_as_it_was(digits, tmp_path):
     X, y, X_query, _ = digits
     encoder = HierarchicalHashEncoder(metric_epochs=1, hash_epochs=1, hidden_weight=0, random_state=0)
     expected = encoder.fit(X, y).embed(X_query)
@@ -115,16 +115,17 @@ def test_an_encoder_of_an_older_format_goes_on_having_the_trained_embedding_alon
 
     def as_before(manifest):
         manifest["format_version"] = 2
-        del manifest["parameters"]["hidden_weight"]
+        for name in ("hidden_weight", "hash_trunk"):
+            del manifest["parameters"][name]
 
     rewrite_manifest(tmp_path, as_before)
     loaded = HierarchicalHashEncoder.load(tmp_path)
     np.testing.assert_array_equal(loaded.embed(X_query), expected)
-    assert loaded.hidden_weight == 0
+    assert (loaded.hidden_weight, loaded.hash_trunk) == (0, "metric")
     np.testing.assert_array_equal(clone(loaded).fit(X, y).embed(X_query), expected)
 
 
-def test_an_index_of_an_older_format_fits_again_with_the_trained_embedding_alone(digits, tmp_path):
+def test_an_index_of_an_older_format_fits_again_as_it_was_fitted(digits, tmp_path):
     X, y, X_query, _ = digits
     encoder = HierarchicalHashEncoder(metric_epochs=1, hash_epochs=1, hidden_weight=0, random_state=0)
     index = HierarchicalHashIndex(encoder).fit(X, y)
@@ -132,11 +133,12 @@ def test_an_index_of_an_older_format_fits_again_with_the_trained_embedding_alone
 
     def as_before(manifest):
         manifest["format_version"] = 2
-        del manifest["parameters"]["encoder"]["estimator"]["hidden_weight"]
+        for name in ("hidden_weight", "hash_trunk"):
+            del manifest["parameters"]["encoder"]["estimator"][name]
 
     rewrite_manifest(tmp_path, as_before)
     loaded = HierarchicalHashIndex.load(tmp_path)
-    assert loaded.encoder.hidden_weight == 0
+    assert (loaded.encoder.hidden_weight, loaded.encoder.hash_trunk) == (0, "metric")
     expected = index.kneighbors(X_query)
     for found in (loaded.kneighbors(X_query), clone(loaded).fit(X, y).kneighbors(X_query)):
         np.testing.assert_array_equal(found[1], expected[1])

@@ -1,0 +1,127 @@
+"""Where the trunk of the hash stage starts: at that of the metric stage, or anew."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from hqsearch import HierarchicalHashEncoder
+from hqsearch.embedding import resolve_hash_start
+from hqsearch.embedding.training import HashStage, MetricStage
+
+ITEMS = {"n_items": 12_800, "items_per_step": 128}  # "auto" is 10 epochs and 20
+
+
+def make(**parameters):
+    return HierarchicalHashEncoder(**{"metric_epochs": 2, "hash_epochs": 2, "random_state": 0} | parameters)
+
+
+@pytest.fixture
+def starts(monkeypatch):
+    """Weights of the trunk that each hash stage starts with, stage by stage."""
+    seen = []
+    run = HashStage.run
+
+    def watched(stage):
+        seen.append({name: value.clone() for name, value in stage.network.trunk.state_dict().items()})
+        return run(stage)
+
+    monkeypatch.setattr(HashStage, "run", watched)
+    return seen
+
+
+def is_at(start, network):
+    trained = network.trunk.state_dict()
+    assert start.keys() == trained.keys()
+    return all(torch.equal(value, trained[name]) for name, value in start.items())
+
+
+@pytest.mark.parametrize(
+    ("hash_trunk", "epochs", "loss", "shared_trunk", "expected"),
+    [
+        ("auto", "auto", "proxy", False, (True, 30)),
+        ("auto", 30, "proxy", False, (True, 30)),
+        ("auto", 40, "proxy", False, (True, 40)),
+        ("auto", 29, "proxy", False, (False, 29)),
+        ("auto", "auto", "proxy", True, (False, 20)),
+        ("auto", "auto", "npairs", False, (False, 20)),
+        ("auto", 40, "triplet", False, (False, 40)),
+        ("new", "auto", "triplet", False, (True, 30)),
+        ("new", 5, "proxy", False, (True, 5)),
+        ("metric", "auto", "proxy", False, (False, 20)),
+        ("metric", 40, "proxy", False, (False, 40)),
+    ],
+)
+def test_auto_is_a_new_trunk_with_proxy_where_the_epochs_suffice(
+    hash_trunk, epochs, loss, shared_trunk, expected
+):
+    assert resolve_hash_start(hash_trunk, epochs, loss=loss, shared_trunk=shared_trunk, **ITEMS) == expected
+
+
+@pytest.mark.parametrize("loss", ["proxy", "npairs", "triplet"])
+def test_a_new_trunk_starts_anew_and_leaves_the_embedding_alone(digits, starts, loss):
+    X, y, X_query, _ = digits
+    embeddings = []
+    for hash_trunk in ("metric", "new"):
+        encoder = make(loss=loss, hash_trunk=hash_trunk).fit(X, y)
+        assert is_at(starts.pop(), encoder._model.metric_network) == (hash_trunk == "metric")
+        embeddings.append(encoder.embed(X_query))
+        assert np.isfinite(encoder.level_scores(X_query)).all()
+    np.testing.assert_array_equal(*embeddings)
+
+
+def test_a_new_trunk_is_drawn_from_the_random_state(digits, starts):
+    X, y, X_query, _ = digits
+    scores = [make(hash_trunk="new", random_state=s).fit(X, y).level_scores(X_query) for s in (0, 0, 1)]
+    for name, value in starts[0].items():
+        assert torch.equal(value, starts[1][name])
+    assert any((value != starts[2][name]).any() for name, value in starts[0].items())
+    np.testing.assert_array_equal(scores[0], scores[1])
+
+
+def test_defaults_train_a_new_trunk_for_as_many_epochs_as_both_stages(blobs, starts):
+    encoder = HierarchicalHashEncoder(random_state=0).fit(*blobs)
+    assert [record["stage"] for record in encoder.history_] == ["metric"] * 30 + ["hash"] * 60
+    assert not is_at(starts[0], encoder._model.metric_network)
+
+
+def test_without_epochs_the_trunk_is_the_trained_one(digits, starts):
+    encoder = make(hash_trunk="new", hash_epochs=0).fit(*digits[:2])
+    assert is_at(starts[0], encoder._model.metric_network)
+
+
+def test_after_an_interruption_the_trunk_is_the_trained_one(digits, starts, monkeypatch):
+    def interrupted(stage):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(MetricStage, "_run_epoch", interrupted)
+    with pytest.warns(UserWarning, match="metric stage was interrupted"):
+        encoder = make(hash_trunk="new", hidden_weight=0).fit(*digits[:2])
+    assert [record["stage"] for record in encoder.history_] == ["hash"]
+    assert is_at(starts[0], encoder._model.metric_network)
+
+
+def test_a_users_module_starts_as_it_was_given(digits, starts):
+    module = nn.Sequential(nn.Linear(64, 16), nn.ReLU())
+    encoder = make(hash_trunk="new", network=module).fit(*digits[:2])
+    for name, value in module.state_dict().items():
+        assert torch.equal(starts[0][name], value)
+    assert not is_at(starts[0], encoder._model.metric_network)
+
+
+def test_a_function_that_always_returns_one_module_does_not_tie_the_stages(digits):
+    X, y, X_query, _ = digits
+    embeddings = []
+    for hash_epochs in (0, 2):
+        torch.manual_seed(0)
+        module = nn.Sequential(nn.Linear(64, 16), nn.ReLU())
+        encoder = make(hash_trunk="new", hash_epochs=hash_epochs, network=lambda shape, m=module: m).fit(X, y)
+        embeddings.append(encoder.embed(X_query))
+    np.testing.assert_array_equal(*embeddings)
+
+
+def test_one_trunk_for_both_stages_cannot_be_new(blobs):
+    with pytest.raises(ValueError, match=r"Expected hash_trunk='auto' or 'metric' with shared_trunk=True"):
+        make(hash_trunk="new", shared_trunk=True).fit(*blobs)
+    with pytest.raises(ValueError, match="hash_trunk"):
+        make(hash_trunk="old").fit(*blobs)
