@@ -204,7 +204,13 @@ def test_a_kill_between_early_stopping_and_the_last_write_trains_no_further(blob
 def test_what_auto_stands_for_is_compared_not_the_word(blobs, tmp_path, monkeypatch):
     X, y = blobs
     automatic = make(metric_epochs="auto", hash_epochs="auto", checkpoint_dir=tmp_path).fit(X, y)
-    numbers = {"learning_rate": 3e-3, "precision": "float32", "metric_epochs": 30, "hash_epochs": 60}
+    numbers = {
+        "learning_rate": 3e-3,
+        "precision": "float32",
+        "metric_epochs": 30,
+        "hash_epochs": 60,
+        "hash_trunk": "new",
+    }
     with monkeypatch.context() as patch:
         patch.setattr(Stage, "_run_epoch", None)  # nothing is trained again
         assert_same_model(automatic, make(**numbers, checkpoint_dir=tmp_path).fit(X, y), X)
