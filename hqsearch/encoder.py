@@ -73,8 +73,8 @@ class HierarchicalHashEncoder(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transf
     hash_trunk : {"auto", "metric", "new"}, default="auto"
         Where the trunk of the hash stage starts: at that of the metric stage, as in the papers, or anew. Two
         networks that were trained apart err on different queries, so together they choose better leaves,
-        but a new one needs more epochs. "auto" is "new" with `loss="proxy"`, unless the trunk is shared or
-        `hash_epochs` are fewer than its "auto"; else it is "metric".
+        but a new one needs more epochs. "auto" is "new" with `loss="proxy"`, unless the trunk is shared, an
+        epoch has fewer than 40 steps or `hash_epochs` are fewer than its "auto"; else it is "metric".
     metric_epochs, hash_epochs : int or "auto", default="auto"
         Most epochs of each stage. An epoch draws about as many items as there are. "auto" is 10 and 20, more
         where an epoch has fewer than 40 steps and fewer where it has more than 120, but at most 30, and at

@@ -6,10 +6,8 @@ import torch
 from torch import nn
 
 from hqsearch import HierarchicalHashEncoder
-from hqsearch.embedding import resolve_hash_start
+from hqsearch.embedding import automatic, resolve_hash_start
 from hqsearch.embedding.training import HashStage, MetricStage
-
-ITEMS = {"n_items": 12_800, "items_per_step": 128}  # "auto" is 10 epochs and 20
 
 
 def make(**parameters):
@@ -37,25 +35,28 @@ def is_at(start, network):
 
 
 @pytest.mark.parametrize(
-    ("hash_trunk", "epochs", "loss", "shared_trunk", "expected"),
+    ("hash_trunk", "epochs", "loss", "shared_trunk", "n_steps", "expected"),
     [
-        ("auto", "auto", "proxy", False, (True, 30)),
-        ("auto", 30, "proxy", False, (True, 30)),
-        ("auto", 40, "proxy", False, (True, 40)),
-        ("auto", 29, "proxy", False, (False, 29)),
-        ("auto", "auto", "proxy", True, (False, 20)),
-        ("auto", "auto", "npairs", False, (False, 20)),
-        ("auto", 40, "triplet", False, (False, 40)),
-        ("new", "auto", "triplet", False, (True, 30)),
-        ("new", 5, "proxy", False, (True, 5)),
-        ("metric", "auto", "proxy", False, (False, 20)),
-        ("metric", 40, "proxy", False, (False, 40)),
+        ("auto", "auto", "proxy", False, 100, (True, 30)),
+        ("auto", 30, "proxy", False, 100, (True, 30)),
+        ("auto", 40, "proxy", False, 100, (True, 40)),
+        ("auto", 29, "proxy", False, 100, (False, 29)),
+        ("auto", "auto", "proxy", False, 40, (True, 30)),
+        ("auto", "auto", "proxy", False, 20, (False, 30)),
+        ("auto", "auto", "proxy", True, 100, (False, 20)),
+        ("auto", "auto", "npairs", False, 100, (False, 20)),
+        ("auto", 40, "triplet", False, 100, (False, 40)),
+        ("new", "auto", "triplet", False, 100, (True, 30)),
+        ("new", 5, "proxy", False, 100, (True, 5)),
+        ("metric", "auto", "proxy", False, 100, (False, 20)),
+        ("metric", 40, "proxy", False, 100, (False, 40)),
     ],
 )
-def test_auto_is_a_new_trunk_with_proxy_where_the_epochs_suffice(
-    hash_trunk, epochs, loss, shared_trunk, expected
+def test_auto_is_a_new_trunk_with_proxy_where_epochs_and_items_suffice(
+    hash_trunk, epochs, loss, shared_trunk, n_steps, expected
 ):
-    assert resolve_hash_start(hash_trunk, epochs, loss=loss, shared_trunk=shared_trunk, **ITEMS) == expected
+    items = {"n_items": 128 * n_steps, "items_per_step": 128}
+    assert resolve_hash_start(hash_trunk, epochs, loss=loss, shared_trunk=shared_trunk, **items) == expected
 
 
 @pytest.mark.parametrize("loss", ["proxy", "npairs", "triplet"])
@@ -79,10 +80,18 @@ def test_a_new_trunk_is_drawn_from_the_random_state(digits, starts):
     np.testing.assert_array_equal(scores[0], scores[1])
 
 
-def test_defaults_train_a_new_trunk_for_as_many_epochs_as_both_stages(blobs, starts):
-    encoder = HierarchicalHashEncoder(random_state=0).fit(*blobs)
-    assert [record["stage"] for record in encoder.history_] == ["metric"] * 30 + ["hash"] * 60
-    assert not is_at(starts[0], encoder._model.metric_network)
+def test_defaults_train_a_new_trunk_where_an_epoch_has_steps_enough(starts, monkeypatch):
+    monkeypatch.setattr(automatic, "_EPOCHS", {"metric": 1, "hash": 2})
+    monkeypatch.setattr(automatic, "_FEWEST_EPOCHS", {"metric": 1, "hash": 1})
+    y = np.arange(600) % 4
+    X = np.random.default_rng(0).normal(size=(600, 5)) + y[:, None]
+    # Of the 540 that are not held out a step takes 12: 45 steps.
+    encoder = HierarchicalHashEncoder(batch_size=12, random_state=0).fit(X, y)
+    assert [record["stage"] for record in encoder.history_] == ["metric"] + ["hash"] * 3
+    assert not is_at(starts.pop(), encoder._model.metric_network)
+    encoder = HierarchicalHashEncoder(batch_size=16, random_state=0).fit(X, y)
+    assert [record["stage"] for record in encoder.history_] == ["metric"] + ["hash"] * 2
+    assert is_at(starts.pop(), encoder._model.metric_network)
 
 
 def test_without_epochs_the_trunk_is_the_trained_one(digits, starts):

@@ -40,7 +40,7 @@ class SoftmaxHashEncoder(BaselineHashEncoder):
     batch_size : int, default=128
         Items in a mini-batch, shared evenly by its classes.
     epochs : int or "auto", default="auto"
-        Most epochs; "auto" as both stages of `HierarchicalHashEncoder` together.
+        Most epochs; "auto" as a hash stage of `HierarchicalHashEncoder` with a new trunk.
     learning_rate : float or "auto", default="auto"
         Peak rate of the last layer; "auto" as in `HierarchicalHashEncoder`.
     trunk_learning_rate_ratio : float, default=1.0

@@ -97,7 +97,7 @@ def resolve_hash_start(
     """Turn `hash_trunk` and `hash_epochs` into whether the hash stage has a new trunk, and into its epochs.
 
     "auto" is a new trunk where one network does not serve both stages, the loss is not one of the papers',
-    and the epochs suffice for it.
+    and epochs and items suffice for it.
 
     Parameters
     ----------
@@ -118,9 +118,8 @@ def resolve_hash_start(
     epochs : int
     """
     whole, enough = (resolve_epochs(e, "single", n_items, items_per_step) for e in (epochs, "auto"))
-    if hash_trunk == "new" or (
-        hash_trunk == "auto" and loss == "proxy" and not shared_trunk and whole >= enough
-    ):
+    suffice = whole >= enough and n_items >= _FEW_STEPS * items_per_step
+    if hash_trunk == "new" or (hash_trunk == "auto" and loss == "proxy" and not shared_trunk and suffice):
         return True, whole
     return False, resolve_epochs(epochs, "hash", n_items, items_per_step)
 

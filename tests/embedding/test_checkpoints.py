@@ -208,8 +208,8 @@ def test_what_auto_stands_for_is_compared_not_the_word(blobs, tmp_path, monkeypa
         "learning_rate": 3e-3,
         "precision": "float32",
         "metric_epochs": 30,
-        "hash_epochs": 60,
-        "hash_trunk": "new",
+        "hash_epochs": 30,
+        "hash_trunk": "metric",
     }
     with monkeypatch.context() as patch:
         patch.setattr(Stage, "_run_epoch", None)  # nothing is trained again
