@@ -26,9 +26,10 @@ class HierarchicalHashEncoder(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transf
     """Learn an embedding and hierarchical sparse hash codes for it, from labelled items.
 
     `fit` trains in two stages. The metric stage trains a network whose embedding puts items of one class
-    close together. The hash stage goes on from its trunk and learns, for each of `n_levels` levels, a score
-    of each of `branching_factor` buckets; the best codes of the classes, of all of them or of those in a
-    mini-batch, are found exactly by a cascade of min-cost flows, and the scores are trained towards them.
+    close together. The hash stage goes on from its trunk, or starts with a new one (see `hash_trunk`), and
+    learns, for each of `n_levels` levels, a score of each of `branching_factor` buckets; the best codes of
+    the classes, of all of them or of those in a mini-batch, are found exactly by a cascade of min-cost flows,
+    and the scores are trained towards them.
 
     Parameters
     ----------
@@ -73,8 +74,9 @@ class HierarchicalHashEncoder(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transf
     hash_trunk : {"auto", "metric", "new"}, default="auto"
         Where the trunk of the hash stage starts: at that of the metric stage, as in the papers, or anew. Two
         networks that were trained apart err on different queries, so together they choose better leaves,
-        but a new one needs more epochs. "auto" is "new" with `loss="proxy"`, unless the trunk is shared, an
-        epoch has fewer than 40 steps or `hash_epochs` are fewer than its "auto"; else it is "metric".
+        but a new one needs more epochs. A module of your own starts as it was given. "auto" is "new" with
+        `loss="proxy"`, unless the trunk is shared, an epoch has fewer than 40 steps or `hash_epochs` are
+        fewer than "auto" gives a new trunk; else, and with `hash_epochs=0`, it is "metric".
     metric_epochs, hash_epochs : int or "auto", default="auto"
         Most epochs of each stage. An epoch draws about as many items as there are. "auto" is 10 and 20, more
         where an epoch has fewer than 40 steps and fewer where it has more than 120, but at most 30, and at
@@ -112,8 +114,8 @@ class HierarchicalHashEncoder(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transf
         times. None never stops early.
     memory : None, str or joblib.Memory, default=None
         Where to keep metric stages that are trained already. They do not depend on `n_levels`,
-        `branching_factor`, `sparsity`, the penalties or `hidden_weight`, so with an integer `random_state` a
-        search over those trains the metric stage once per fold.
+        `branching_factor`, `sparsity`, the penalties, `hash_trunk` or `hidden_weight`, so with an integer
+        `random_state` a search over those trains the metric stage once per fold.
     checkpoint_dir : None, str or path-like, default=None
         Folder where `fit` leaves how far it came, for the case that it is killed: started again with the same
         data and parameters it goes on from there, and on the CPU ends with the same model bit by bit. It
@@ -309,7 +311,7 @@ class HierarchicalHashEncoder(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transf
         -----
         UserWarning
             If it is interrupted (Ctrl-C): of the epochs so far one is kept as in the end, and after an
-            interrupted metric stage the hash stage runs for one epoch.
+            interrupted metric stage the hash stage runs for one epoch on its trunk.
 
         Raises
         ------
@@ -317,8 +319,9 @@ class HierarchicalHashEncoder(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transf
             If the loss is not finite any more.
         ValueError
             If X or y is malformed, y has one class, the tree has more than 2**62 leaves, `sparsity`
-            exceeds `branching_factor`, or `device` does not exist; or if `checkpoint_dir` holds checkpoints
-            of another fit or damaged ones, or `random_state` is None with it.
+            exceeds `branching_factor`, `hash_trunk` is "new" with `shared_trunk`, or `device` does not exist;
+            or if `checkpoint_dir` holds checkpoints of another fit or damaged ones, or `random_state` is None
+            with it.
         OSError
             If a checkpoint cannot be written.
         """

@@ -193,8 +193,7 @@ def _settings(encoder: HierarchicalHashEncoder, n_items: int) -> tuple[StageSett
         _stage_settings(encoder, stage, epochs)
         for stage, epochs in (("metric", metric_epochs), ("hash", hash_epochs))
     )
-    # What is not trained at all has better codes on a trunk that is.
-    return metric, hashing, new_trunk and hash_epochs > 0
+    return metric, hashing, new_trunk
 
 
 def _stage_settings(encoder: HierarchicalHashEncoder, stage: str, epochs: int) -> StageSettings:

@@ -48,6 +48,7 @@ def is_at(start, network):
         ("auto", 40, "triplet", False, 100, (False, 40)),
         ("new", "auto", "triplet", False, 100, (True, 30)),
         ("new", 5, "proxy", False, 100, (True, 5)),
+        ("new", 0, "proxy", False, 100, (False, 0)),
         ("metric", "auto", "proxy", False, 100, (False, 20)),
         ("metric", 40, "proxy", False, 100, (False, 40)),
     ],
@@ -118,15 +119,29 @@ def test_a_users_module_starts_as_it_was_given(digits, starts):
     assert not is_at(starts[0], encoder._model.metric_network)
 
 
-def test_a_function_that_always_returns_one_module_does_not_tie_the_stages(digits):
+def test_a_function_that_always_returns_one_module_starts_both_stages_as_that_is(digits, starts):
     X, y, X_query, _ = digits
+    module = nn.Sequential(nn.Linear(64, 16), nn.ReLU())
+    before = {name: value.clone() for name, value in module.state_dict().items()}
     embeddings = []
-    for hash_epochs in (0, 2):
-        torch.manual_seed(0)
-        module = nn.Sequential(nn.Linear(64, 16), nn.ReLU())
-        encoder = make(hash_trunk="new", hash_epochs=hash_epochs, network=lambda shape, m=module: m).fit(X, y)
+    for network in (module, lambda shape: module):
+        encoder = make(hash_trunk="new", network=network).fit(X, y)
+        start = starts.pop()
+        for name, value in before.items():
+            assert torch.equal(start[name], value)
+            assert torch.equal(module.state_dict()[name], value)
         embeddings.append(encoder.embed(X_query))
     np.testing.assert_array_equal(*embeddings)
+
+
+def test_a_function_whose_modules_differ_in_width_trains(digits):
+    widths = iter([16, 16, 24])
+
+    def network(shape):
+        return nn.Sequential(nn.Linear(*shape, next(widths)), nn.ReLU())
+
+    encoder = make(hash_trunk="new", network=network).fit(*digits[:2])
+    assert np.isfinite(encoder.level_scores(digits[2])).all()
 
 
 def test_one_trunk_for_both_stages_cannot_be_new(blobs):

@@ -119,7 +119,9 @@ def resolve_hash_start(
     """
     whole, enough = (resolve_epochs(e, "single", n_items, items_per_step) for e in (epochs, "auto"))
     suffice = whole >= enough and n_items >= _FEW_STEPS * items_per_step
-    if hash_trunk == "new" or (hash_trunk == "auto" and loss == "proxy" and not shared_trunk and suffice):
+    new = hash_trunk == "new" or (hash_trunk == "auto" and loss == "proxy" and not shared_trunk and suffice)
+    # What is not trained at all has better codes on a trunk that is.
+    if new and whole > 0:
         return True, whole
     return False, resolve_epochs(epochs, "hash", n_items, items_per_step)
 

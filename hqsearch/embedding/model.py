@@ -206,14 +206,14 @@ class EmbeddingModel:
         assert self.metric_network is not None
         device = resolve_device(self.device)
         generator = torch.Generator().manual_seed(seed)
-        trunk = self.metric_network.trunk
         if new_trunk:
             standardize = copy.deepcopy(self.metric_network.standardize).cpu()
-            trunk, _ = initial_trunk(X, standardize, self._network, seed, generator)
-        # A callable of the user's may return what is in use.
-        trunk = copy.deepcopy(trunk)
+            trunk, width = initial_trunk(X, standardize, self._network, seed, generator)
+        else:
+            trunk = copy.deepcopy(self.metric_network.trunk)
+            width = self.metric_network.head.in_features
         head = new_head(
-            self.metric_network.head.in_features,
+            width,
             self.n_levels * self.branching_factor,
             generator,
             std=HASH_HEAD_STD,

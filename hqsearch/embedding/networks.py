@@ -211,7 +211,8 @@ def build_trunk(
     Parameters
     ----------
     network : {"auto", "mlp", "conv", "nin"}, nn.Module or callable
-        A module is copied, weights included; a callable gets `input_shape` and returns a module.
+        A module is copied, weights included; a callable gets `input_shape` and returns a module, which is
+        copied too: it may return the same one every time.
     input_shape : sequence of int
         Shape of one item: (n_features,) or (channels, height, width).
     generator : torch.Generator
@@ -232,7 +233,7 @@ def build_trunk(
         trunk = network(tuple(input_shape))
         if not isinstance(trunk, nn.Module):
             raise ValueError(f"Expected network to return a torch.nn.Module, got {type(trunk).__name__}.")
-        return trunk
+        return copy.deepcopy(trunk)
     if network not in TRUNKS:
         raise ValueError(
             f"Expected network to be one of {', '.join(map(repr, TRUNKS))}, a torch.nn.Module or a callable, "

@@ -74,6 +74,10 @@ def _has_encoder(thing: Any) -> bool:
     return issubclass(cls, SaveMixin) and "encoder" in inspect.signature(cls.load).parameters
 
 
+# What parameters that older folders lack stood for.
+_BEFORE = {"hidden_weight": 0.0, "hash_trunk": "metric"}
+
+
 class _Loader:
     """Puts one estimator together, with what the caller gave for what cannot be saved."""
 
@@ -160,11 +164,11 @@ class _Loader:
 
     def _make(self, cls: type, saved: dict[str, Any], encoder: Any, model: Any) -> Any:
         parameters = self._parameters(saved, encoder, model)
-        if "hidden_weight" in inspect.signature(cls).parameters:
-            # Before format 3 every embedding was the trained one alone, and before 4 the hash stage went on
-            # with the metric stage's trunk.
-            parameters = {"hidden_weight": 0.0, "hash_trunk": "metric", **parameters}
-        return cls(**parameters)
+        # Before format 3 every embedding was the trained one alone, and before 4 the hash stage went on with
+        # the metric stage's trunk.
+        known = inspect.signature(cls).parameters
+        before = {name: value for name, value in _BEFORE.items() if name in known}
+        return cls(**(before | parameters))
 
     def _parameters(self, saved: dict[str, Any], encoder: Any, model: Any) -> dict[str, Any]:
         return {name: self._parameter(value, encoder, model) for name, value in saved.items()}

@@ -125,6 +125,27 @@ def test_an_encoder_of_an_older_format_goes_on_being_trained_as_it_was(digits, t
     np.testing.assert_array_equal(clone(loaded).fit(X, y).embed(X_query), expected)
 
 
+class FewParameters(HierarchicalHashEncoder):
+    """A user's own, that leaves some parameters out."""
+
+    def __init__(self, *, hidden_weight="auto", metric_epochs=1, hash_epochs=1, random_state=0):
+        super().__init__(
+            hidden_weight=hidden_weight,
+            metric_epochs=metric_epochs,
+            hash_epochs=hash_epochs,
+            random_state=random_state,
+        )
+
+
+def test_an_encoder_of_a_subclass_with_fewer_parameters_loads(digits, tmp_path):
+    X, y, X_query, _ = digits
+    encoder = FewParameters(hidden_weight=0.5).fit(X, y)
+    encoder.save(tmp_path)
+    loaded = FewParameters.load(tmp_path)
+    assert loaded.get_params() == encoder.get_params()
+    np.testing.assert_array_equal(loaded.embed(X_query), encoder.embed(X_query))
+
+
 def test_an_index_of_an_older_format_fits_again_as_it_was_fitted(digits, tmp_path):
     X, y, X_query, _ = digits
     encoder = HierarchicalHashEncoder(metric_epochs=1, hash_epochs=1, hidden_weight=0, random_state=0)
