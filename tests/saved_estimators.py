@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 from sklearn.utils.validation import check_is_fitted
 
 from hqsearch import HierarchicalHashEncoder
@@ -41,3 +42,35 @@ def assert_same_index(loaded, index, X):
 
 def files_of(path):
     return sorted(file for file in Path(path).rglob("*") if file.is_file())
+
+
+def damages(path, rng):
+    """Ways to spoil a file, each as a name and its new content (None: no file)."""
+    content = path.read_bytes()
+    yield "missing", None
+    yield "empty", b""
+    for cut in (1, int(rng.integers(1, len(content)))):
+        yield "truncated", content[:-cut]
+    yield "longer", content + b"\0"
+    for place in (0, len(content) - 1, *rng.integers(0, len(content), 4)):
+        flipped = bytearray(content)
+        flipped[place] ^= 1 << int(rng.integers(8))
+        yield f"flipped at {place}", bytes(flipped)
+    yield "foreign", rng.bytes(len(content))
+
+
+def assert_every_damage_is_refused(path, load):
+    """Spoil every file below a saved folder in every way: `load` has to refuse it by the file's name."""
+    rng = np.random.default_rng(0)
+    for file in files_of(path):
+        content = file.read_bytes()
+        for kind, spoiled in damages(file, rng):
+            if spoiled is None:
+                file.unlink()
+            else:
+                file.write_bytes(spoiled)
+            with pytest.raises(ValueError, match=r".") as refusal:
+                load()
+            assert file.name in str(refusal.value), f"{kind} {file.name}: {refusal.value}"
+        file.write_bytes(content)
+    load()

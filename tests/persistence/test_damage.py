@@ -4,28 +4,13 @@ import re
 import numpy as np
 import pytest
 from plain_encoder import PlainEncoder
-from saved_estimators import files_of
+from saved_estimators import assert_every_damage_is_refused, files_of
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 
 from hqsearch import HierarchicalHashEncoder, HierarchicalHashIndex
 from hqsearch.persistence import folder as folders
 from hqsearch.search import table_arrays, table_from_arrays
-
-
-def damages(path, rng):
-    """Ways to spoil a file, each as a name and its new content (None: no file)."""
-    content = path.read_bytes()
-    yield "missing", None
-    yield "empty", b""
-    for cut in (1, int(rng.integers(1, len(content)))):
-        yield "truncated", content[:-cut]
-    yield "longer", content + b"\0"
-    for place in (0, len(content) - 1, *rng.integers(0, len(content), 4)):
-        flipped = bytearray(content)
-        flipped[place] ^= 1 << int(rng.integers(8))
-        yield f"flipped at {place}", bytes(flipped)
-    yield "foreign", rng.bytes(len(content))
 
 
 def refusal(path, **options):
@@ -41,20 +26,8 @@ def refusal(path, **options):
 def test_every_damage_to_every_file_is_refused_by_the_files_name(index, tmp_path, options, monkeypatch):
     monkeypatch.setattr("hqsearch.persistence.files._MAPPED_FROM", 1)
     index.save(tmp_path)
-    rng = np.random.default_rng(0)
-    files = files_of(tmp_path)
-    assert {file.suffix for file in files} == {".npy", ".json", ".safetensors"}
-    for file in files:
-        content = file.read_bytes()
-        for kind, spoiled in damages(file, rng):
-            if spoiled is None:
-                file.unlink()
-            else:
-                file.write_bytes(spoiled)
-            message = refusal(tmp_path, **options)
-            assert file.name in message, f"{kind} {file.name}: {message}"
-        file.write_bytes(content)
-    HierarchicalHashIndex.load(tmp_path, **options)
+    assert {file.suffix for file in files_of(tmp_path)} == {".npy", ".json", ".safetensors"}
+    assert_every_damage_is_refused(tmp_path, lambda: HierarchicalHashIndex.load(tmp_path, **options))
 
 
 def test_a_mapped_index_verifies_all_but_the_values_of_vectors_and_scores(plain, tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from saved_estimators import assert_every_damage_is_refused, files_of
 from sklearn.base import BaseEstimator, clone
 from sklearn.exceptions import NotFittedError
 from sklearn.frozen import FrozenEstimator
@@ -284,37 +285,14 @@ def test_a_folder_of_another_baseline_is_refused_by_its_manifest(train, tmp_path
         VectorQuantizationHashEncoder.load(tmp_path, encoder=Plain)
 
 
-def spoiled_ways(content, rng):
-    """Other contents of a file, each with what was done; None stands for no file."""
-    yield "missing", None
-    yield "truncated", content[:-1]
-    for place in (0, len(content) - 1, *rng.integers(0, len(content), 3)):
-        flipped = bytearray(content)
-        flipped[place] ^= 1 << int(rng.integers(8))
-        yield f"flipped at {place}", bytes(flipped)
-
-
 @pytest.mark.parametrize("mmap_mode", [None, "r"])
 def test_every_damage_to_every_file_is_refused_by_the_files_name(baseline, tmp_path, mmap_mode, monkeypatch):
     monkeypatch.setattr("hqsearch.persistence.files._MAPPED_FROM", 1)
     baseline.save(tmp_path)
-    rng = np.random.default_rng(0)
-    files = sorted(file for file in tmp_path.rglob("*") if file.is_file())
     # The encoder's folder among them, and that of its own encoder.
-    manifests = sum(file.name == "manifest.json" for file in files)
+    manifests = sum(file.name == "manifest.json" for file in files_of(tmp_path))
     depth, inner = 1, baseline
     while (inner := getattr(inner, "encoder_", None)) is not None:
         depth += 1
     assert manifests == depth
-    for file in files:
-        content = file.read_bytes()
-        for kind, spoiled in spoiled_ways(content, rng):
-            if spoiled is None:
-                file.unlink()
-            else:
-                file.write_bytes(spoiled)
-            with pytest.raises(ValueError, match=r".") as refusal:
-                type(baseline).load(tmp_path, mmap_mode)
-            assert file.name in str(refusal.value), f"{kind}: {refusal.value}"
-        file.write_bytes(content)
-    type(baseline).load(tmp_path, mmap_mode)
+    assert_every_damage_is_refused(tmp_path, lambda: type(baseline).load(tmp_path, mmap_mode))
