@@ -202,14 +202,14 @@ class Records:
         return {"device": ", ".join(devices), "n_jobs": max(place["n_jobs"] for place in places)}
 
 
-FIRSTS = ("control", "metric")
+FIRSTS = ("control", "encoder")
 FIRST_GROUPS = ("baselines", "softmax")
 
 
 def train_first(systems, name):
     """Train what several systems of a protocol and seed share, where it is not kept yet."""
-    if name == "metric":
-        systems.encoder(hash_epochs=0)
+    if name == "encoder":
+        systems.first_encoder()
     else:
         systems.trained_control()
 

@@ -61,6 +61,19 @@ class Places:
         self.labels = {"gallery": task.gallery_y, "query": task.query_y}
         self.directions = {"test->train": "gallery", "test->test": "query"}
 
+    def suited(self, encoder):
+        """Yield the encoders that indexes of either gallery take, each with the places where it searches."""
+        by_encoder = {}
+        for direction, base in self.directions.items():
+            suited = encoder.for_gallery(self.parts[base])
+            by_encoder.setdefault(id(suited), (suited, []))[1].append(direction)
+        for suited, directions in by_encoder.values():
+            places = copy.copy(self)
+            places.directions = {direction: self.directions[direction] for direction in directions}
+            used = {*places.directions.values(), "query"}
+            places.parts = {name: X for name, X in self.parts.items() if name in used}
+            yield suited, places
+
     def apply(self, function):
         """Apply a function to both parts; return the results, and the query part's microseconds an item."""
         results = {}
@@ -304,36 +317,41 @@ class Systems:
 
     def codes(self, system, sparsity, **more):
         """Learned codes of one sparsity."""
-        encoder = self.kept_encoder(system, sparsity, **more)
-        fit_seconds = sum(record["seconds"] for record in encoder.history_)
-        described, us = self.places.apply(encoder.describe)
-        n_leaves = {}
-        for record in search_codes(
-            system, sparsity, encoder, described, us, self.places, curve=sparsity == self.sparsities[0]
-        ):
-            yield record | {"fit_seconds": fit_seconds, "epochs": len(encoder.history_)}
-            # Of the first way that the encoder's tree allows.
-            n_leaves.setdefault(record["direction"], record["n_leaves"])
-        if system == "hqsearch" and sparsity == self.sparsities[0]:
-            vectors = {name: parts[0] for name, parts in described.items()}
-            yield from search_as_many_lists(vectors, n_leaves, self.places)
+        trained = self.kept_encoder(system, sparsity, **more)
+        fit_seconds = sum(record["seconds"] for record in trained.history_)
+        first = sparsity == self.sparsities[0]
+        for encoder, places in self.places.suited(trained):
+            described, us = places.apply(encoder.describe)
+            n_leaves = {}
+            for record in search_codes(system, sparsity, encoder, described, us, places, curve=first):
+                yield record | {"fit_seconds": fit_seconds, "epochs": len(trained.history_)}
+                # Of the first way that the encoder's tree allows.
+                n_leaves.setdefault(record["direction"], record["n_leaves"])
+            if system == "hqsearch" and first:
+                vectors = {name: parts[0] for name, parts in described.items()}
+                yield from search_as_many_lists(vectors, n_leaves, places)
+
+    def first_encoder(self):
+        """Our encoder of the first sparsity, whose embedding the other systems search by."""
+        return self.kept_encoder("hqsearch", self.sparsities[0])
 
     def softmax(self):
         """Search by the control: a plain classifier, ranked by its hidden layer, and by our embedding."""
         control = self.trained_control()
-        embedding, embed_us = self.places.apply(self.encoder(hash_epochs=0).embed)
         described, us = self.places.apply(control.describe)
         hidden = {name: parts[0] for name, parts in described.items()}
         yield from search_peers("softmax, exhaustive", hidden, us, self.places)
+        ours = [(places, *places.apply(e.embed)) for e, places in self.places.suited(self.first_encoder())]
         for s in [s for s in self.sparsities if s <= self.n_classes]:
             encoder = with_sparsity(control, s)
             own = {name: (e, scores, encoder._codes(scores)) for name, (e, scores, _) in described.items()}
             first = s == self.sparsities[0]
             yield from search_codes("softmax", s, encoder, own, us, self.places, curve=first)
-            same = {name: (embedding[name], *parts[1:]) for name, parts in own.items()}
-            yield from search_codes(
-                "softmax, our embedding", s, encoder, same, us + embed_us, self.places, curve=first
-            )
+            for places, embedding, embed_us in ours:
+                same = {name: (vectors, *own[name][1:]) for name, vectors in embedding.items()}
+                yield from search_codes(
+                    "softmax, our embedding", s, encoder, same, us + embed_us, places, curve=first
+                )
 
     def trained_embedding(self):
         """Exhaustive search of the trained embedding, where ours is joined with the hidden layer."""
@@ -342,9 +360,13 @@ class Systems:
 
     def baselines(self):
         """Exhaustive search, flat hashes and the usual indexes, all on the encoder's embedding."""
-        encoder = self.encoder(hash_epochs=0)
-        vectors, us = self.places.apply(encoder.embed)
-        yield from search_peers("exhaustive", vectors, us, self.places, n_lists=self.n_classes)
+        for encoder, places in self.places.suited(self.first_encoder()):
+            yield from self.baselines_on(encoder, places)
+
+    def baselines_on(self, encoder, places):
+        """`baselines` on the embedding of one encoder."""
+        vectors, us = places.apply(encoder.embed)
+        yield from search_peers("exhaustive", vectors, us, places, n_lists=self.n_classes)
         train = encoder.embed(self.task.X)
         dim = train.shape[1]
         n_leaves = encoder.branching_factor**encoder.n_levels
@@ -356,7 +378,7 @@ class Systems:
             f"VQ, {n_cells} cells": VectorQuantizationHashEncoder(frozen, n_buckets=n_cells),
             "LSH": RandomHyperplaneHashEncoder(frozen),
         }
-        embedded = Places(self.task)
+        embedded = copy.copy(places)
         embedded.parts = vectors
         for name, maker in makers.items():
             if "random_state" in maker.get_params():

@@ -57,6 +57,21 @@ def greedy_codes(level_scores: np.ndarray, sparsity: int) -> np.ndarray:
     return parents[:, None] * branching_factor + best
 
 
+def leaf_confidences(log_probabilities: np.ndarray) -> np.ndarray:
+    """Probability that each item gives to its best leaf.
+
+    Parameters
+    ----------
+    log_probabilities : ndarray of shape (n_samples, n_levels, branching_factor)
+        Level scores of an encoder whose scores are log-probabilities.
+
+    Returns
+    -------
+    ndarray of shape (n_samples,), dtype float64
+    """
+    return np.exp(log_probabilities.max(axis=2).sum(axis=1, dtype=np.float64))
+
+
 def code_matrix(codes: np.ndarray, n_leaves: int) -> sp.csr_matrix:
     """Codes as binary rows.
 

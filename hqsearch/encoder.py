@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import math
 import os
 from collections.abc import Callable
 from numbers import Integral, Real
@@ -10,16 +12,18 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin, _fit_context
-from sklearn.utils import check_random_state
+from sklearn.utils import _safe_indexing, check_random_state
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import _num_samples, check_is_fitted, validate_data
 
-from hqsearch.codes import code_matrix, greedy_codes
+from hqsearch.codes import code_matrix, greedy_codes, leaf_confidences
 from hqsearch.persistence import SaveMixin, load_estimator
 
 # Bucket ids are int64, with a bit to spare for sums in the search.
 MAX_LEAVES = 2**62
+# Items of a gallery that are asked how sure of their leaves they are, and whose principal axes count.
+_MOST_ASKED, _MOST_FOR_AXES = 2048, 8192
 
 
 class HierarchicalHashEncoder(SaveMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
@@ -80,7 +84,7 @@ class HierarchicalHashEncoder(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transf
     metric_epochs, hash_epochs : int or "auto", default="auto"
         Most epochs of each stage. An epoch draws about as many items as there are. "auto" is 10 and 20, more
         where an epoch has fewer than 40 steps and fewer where it has more than 120, but at most 30, and at
-        least 3 and 8; a hash stage with a new trunk has those of both. A longer metric stage makes neighbours
+        least 6 and 8; a hash stage with a new trunk has those of both. A longer metric stage makes neighbours
         of classes that `fit` has seen hardly more precise, and those of other classes much less.
     learning_rate : float or "auto", default="auto"
         Peak rate of the metric stage's linear layer. "auto" is 3e-3 with "mlp" and "conv"; 1e-3 with "nin",
@@ -99,7 +103,8 @@ class HierarchicalHashEncoder(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transf
         with it, scaled to this length beside the embedding's 1 (npairs: beside its root mean square), and
         projects both to `embedding_dim` numbers by their principal axes. The hidden layer ranks items of
         classes that `fit` has not seen better, and those of trained classes worse. "auto" is 0.7 with
-        `loss="proxy"`; else it is 0, the trained embedding alone, as in the papers.
+        `loss="proxy"`, and up to 3 in an index of items of other classes, see `for_gallery`; else it is 0,
+        the trained embedding alone, as in the papers.
     proxy_scale : float, default=8.0
         Factor of the cosines in the proxy loss of the metric stage.
     margin : float, default=0.3
@@ -149,6 +154,10 @@ class HierarchicalHashEncoder(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transf
         One record an epoch: `stage`, `epoch`, `loss`, `seconds`, and where the epoch was validated
         `precision@1`, for the hash stage `suf`, and `criterion`, which is greatest at the best epoch, with
         its `standard_error`. The metric stage's figures are of the trained embedding alone.
+    confidence_ : float or None
+        Mean probability that held-out items give to their best leaf, of which `for_gallery` asks. None where
+        no item was held out, the hash stage was not trained or the loss is one of the papers', whose level
+        scores are no probabilities.
     n_features_in_ : int
         `X.shape[1]`: features of a vector, channels of an image.
     feature_names_in_ : ndarray of shape (n_features_in_,)
@@ -336,7 +345,7 @@ class HierarchicalHashEncoder(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transf
         from hqsearch.fitting import fit_stages
 
         seeds = check_random_state(self.random_state).randint(np.iinfo(np.int32).max, size=3)
-        self._model, self.history_ = fit_stages(self, X, y, *(int(seed) for seed in seeds))
+        self._model, self.history_, self.confidence_ = fit_stages(self, X, y, *(int(seed) for seed in seeds))
         self._n_features_out = self.branching_factor**self.n_levels
         return self
 
@@ -458,6 +467,57 @@ class HierarchicalHashEncoder(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transf
         """
         embedding, level_scores = self._model.describe(self._validate_query(X))
         return embedding, level_scores, greedy_codes(level_scores, self.sparsity)
+
+    def for_gallery(self, X: Any) -> HierarchicalHashEncoder:
+        """Return an encoder whose embedding suits items of other classes, where those of X are.
+
+        An index calls this with the items that it is fitted to when its encoder is frozen. With
+        `hidden_weight="auto"` and `loss="proxy"` the items of X, without labels, are asked how sure of their
+        leaves they are: among trained classes as sure as the items that `fit` held out (`confidence_`), among
+        others less. From 97 % of that down to 85 % the weight of the hidden layer in the embedding rises from
+        0.7 to 3, and the principal axes become those of X.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, ...)
+            Items to be searched, of which a few thousand are looked at.
+
+        Returns
+        -------
+        HierarchicalHashEncoder
+            This encoder, where nothing speaks for another embedding: the items are of trained classes but for
+            chance (two standard errors), `hidden_weight` is a number, `confidence_` is None or X has fewer
+            items than the embedding has numbers. Else another one, whose `embed` differs and which shares the
+            networks with this one; this one stays as it is.
+
+        Raises
+        ------
+        ValueError
+            If X does not fit the encoder.
+        """
+        check_is_fitted(self)
+        # Encoders of earlier versions don't know how sure their held-out items were.
+        reference = getattr(self, "confidence_", None)
+        n_items = _num_samples(X)
+        if reference is None or n_items < max(2, self.embedding_dim):
+            return self
+        from hqsearch.embedding import resolve_gallery_weight
+
+        # Always the same ones: an index of the same items should be the same.
+        order = np.random.default_rng(0).permutation(n_items)
+        asked = np.sort(order[:_MOST_ASKED])
+        confidences = leaf_confidences(self.level_scores(_safe_indexing(X, asked)))
+        confidence = confidences.mean() + 2 * confidences.std(ddof=1) / math.sqrt(len(asked))
+        usual, weight = (
+            resolve_gallery_weight(self.hidden_weight, self.loss, share)
+            for share in (1.0, confidence / reference)
+        )
+        if weight == usual:
+            return self
+        items = _safe_indexing(X, np.sort(order[:_MOST_FOR_AXES]))
+        other = copy.copy(self)
+        other._model = self._model.with_hidden_weight(self._validate_query(items), weight)
+        return other
 
     def score(self, X: Any, y: Any) -> float:
         """Precision@1 under the code, among the items of X, each item's own entry left out.

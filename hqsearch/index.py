@@ -47,7 +47,8 @@ class HierarchicalHashIndex(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transfor
         `sklearn.frozen.FrozenEstimator` a fitted one is used as it is, and `fit` needs no y. Any estimator
         serves that has `fit`, `embed`, `encode`, `level_scores` and the attributes `n_levels`,
         `branching_factor` and `sparsity`. Where it also has `describe(X)`, which returns embedding, level
-        scores and codes together, that is called instead of the three.
+        scores and codes together, that is called instead of the three; where a frozen one has
+        `for_gallery(X)`, the index takes the encoder that this returns for its items (`encoder_`).
     sparsity : int or None, default=None
         None keeps the encoder's; a number overrides it.
     n_neighbors : int, default=5
@@ -241,7 +242,8 @@ class HierarchicalHashIndex(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transfor
             check_is_fitted(encoder)
             overrides.pop("random_state", None)
             # The user's encoder stays as it is; codes of another sparsity come from the same level scores.
-            return copy.copy(encoder.estimator).set_params(**overrides)
+            fitted = copy.copy(encoder.estimator).set_params(**overrides)
+            return fitted.for_gallery(X) if hasattr(fitted, "for_gallery") else fitted
         return clone(encoder).set_params(**overrides).fit(X, y)
 
     @staticmethod

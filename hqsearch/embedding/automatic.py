@@ -19,12 +19,16 @@ _NORMALISED_RATE, _RATE = 3e-3, 1e-3
 # Also measured there. A longer metric stage gains little among the classes that it sees, and loses much among
 # others. The hash stage has to learn its codes anew, however many items there are.
 _EPOCHS = {"metric": 10, "hash": 20}
-_FEWEST_EPOCHS = {"metric": 3, "hash": 8}
+_FEWEST_EPOCHS = {"metric": 6, "hash": 8}
 _MOST_EPOCHS = 30
 # Epochs of fewer steps than this many don't teach much each, and of more than that many teach more.
 _FEW_STEPS, _MANY_STEPS = 40, 120
 # Also measured there: what other classes gain, and trained ones lose, by the hidden layer in the embedding.
 _HIDDEN_WEIGHT = 0.7
+# Also measured there: what it is among other classes alone, and the share of held-out items' confidence from
+# which on a gallery's items count as of trained classes, or as of others.
+_OTHER_CLASSES_WEIGHT = 3.0
+_FAMILIAR, _UNFAMILIAR = 0.97, 0.85
 # The first NVIDIA GPUs that multiply bfloat16.
 _CUDA_CAPABILITY = (8, 0)
 
@@ -131,6 +135,30 @@ def resolve_hidden_weight(hidden_weight: float | str, loss: str) -> float:
     if not isinstance(hidden_weight, str):
         return hidden_weight
     return _HIDDEN_WEIGHT if loss == "proxy" else 0.0
+
+
+def resolve_gallery_weight(hidden_weight: float | str, loss: str, confidence_share: float) -> float:
+    """Turn a `hidden_weight` parameter into a number for a gallery, whose items may be of other classes.
+
+    Parameters
+    ----------
+    hidden_weight : float or "auto"
+        The parameter; only "auto" depends on the gallery.
+    loss : {"npairs", "triplet", "proxy"}
+        Of the training.
+    confidence_share : float
+        How sure of their leaves the gallery's items are, as a share of how sure held-out items of trained
+        classes are.
+
+    Returns
+    -------
+    float
+    """
+    weight = resolve_hidden_weight(hidden_weight, loss)
+    if not isinstance(hidden_weight, str) or weight == 0:
+        return weight
+    others = (_FAMILIAR - confidence_share) / (_FAMILIAR - _UNFAMILIAR)
+    return weight + min(max(others, 0.0), 1.0) * (_OTHER_CLASSES_WEIGHT - weight)
 
 
 def resolve_captured(network: str | nn.Module | Callable, device: torch.device) -> bool:

@@ -259,6 +259,22 @@ class EmbeddingModel:
                 self.metric_network, X, train, weight=weight, unit=unit, seed=seed
             )
 
+    def with_hidden_weight(self, X: np.ndarray, weight: float) -> EmbeddingModel:
+        """Return a model of the same networks whose embedding is joined with the hidden layer anew.
+
+        Parameters
+        ----------
+        X : ndarray of shape (n_samples, *input_shape)
+            Items whose principal axes count.
+        weight : float
+            Of the hidden layer beside the trained embedding.
+        """
+        other = EmbeddingModel.__new__(EmbeddingModel)
+        other.__dict__.update(self.__dict__)
+        # Always the same seed: an index of the same items should be the same.
+        other.join_hidden_layer(X, np.arange(len(X)), weight=weight, seed=0)
+        return other
+
     def embed(self, X: np.ndarray) -> np.ndarray:
         """Embedding of X, float32 of shape (n_samples, embedding_dim)."""
         assert self.metric_network is not None

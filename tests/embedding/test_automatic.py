@@ -156,8 +156,8 @@ def test_both_stages_get_their_rate(monkeypatch, digits, parameters, expected):
         ("auto", 25_600, 128, [6, 12, 18]),  # 200
         ("auto", 2_560, 128, [20, 30, 50]),  # 20
         ("auto", 500, 128, [30, 30, 60]),
-        ("auto", 44_800, 128, [3, 8, 11]),  # 350
-        ("auto", 1_000_000, 128, [3, 8, 11]),
+        ("auto", 44_800, 128, [6, 8, 14]),  # 350
+        ("auto", 1_000_000, 128, [6, 8, 14]),
         (7, 25_600, 128, [7, 7, 7]),
         (0, 500, 128, [0, 0, 0]),
     ],
@@ -168,20 +168,20 @@ def test_auto_epochs_are_more_for_few_items_and_fewer_for_many(asked, n_items, i
 
 
 def test_stages_and_control_train_for_the_epochs_of_the_items_that_are_not_held_out(monkeypatch):
-    monkeypatch.setattr(automatic, "_EPOCHS", {"metric": 0.5, "hash": 1.25})
+    monkeypatch.setattr(automatic, "_EPOCHS", {"metric": 0.75, "hash": 1.25})
     rng = np.random.default_rng(0)
     y = np.arange(480) % 4
     X = rng.normal(size=(480, 3)) + y[:, None]
-    # Of 240 items a step takes a fifth, an eighth of 40 steps: half an epoch becomes four, and 1.25 ten.
+    # Of 240 items a step takes a fifth, an eighth of 40 steps: 0.75 epochs become six, and 1.25 ten.
     asked = {"batch_size": 48, "random_state": 0, "validation_fraction": 0.5}
     for given, expected in (
-        ({}, ["metric"] * 4 + ["hash"] * 10),
-        ({"hash_trunk": "new"}, ["metric"] * 4 + ["hash"] * 14),
-        ({"hash_epochs": 1}, ["metric"] * 4 + ["hash"]),
+        ({}, ["metric"] * 6 + ["hash"] * 10),
+        ({"hash_trunk": "new"}, ["metric"] * 6 + ["hash"] * 16),
+        ({"hash_epochs": 1}, ["metric"] * 6 + ["hash"]),
     ):
         encoder = HierarchicalHashEncoder(**asked, **given).fit(X, y)
         assert [record["stage"] for record in encoder.history_] == expected
-    assert len(SoftmaxHashEncoder(**asked).fit(X, y).history_) == 14
+    assert len(SoftmaxHashEncoder(**asked).fit(X, y).history_) == 16
     # A step has two items of each class at least: 30 steps of a batch of 4 as of one of 8.
     monkeypatch.setattr(automatic, "_EPOCHS", {"metric": 6, "hash": 9})
     few = {**asked, "batch_size": 4}
