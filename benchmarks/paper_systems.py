@@ -91,7 +91,9 @@ def measure(y, labels, ks=KS):
     }
 
 
-def search_codes(system, sparsity, encoder, described, encode_us, places, *, curve=False):
+def search_codes(
+    system, sparsity, encoder, described, encode_us, places, *, curve=False, embedding_weight=1.0
+):
     """Search a table of codes in both directions.
 
     Parameters
@@ -110,6 +112,8 @@ def search_codes(system, sparsity, encoder, described, encode_us, places, *, cur
         Where to search.
     curve : bool, default=False
         Whether to search at several numbers of probes too.
+    embedding_weight : float, default=1.0
+        Of the encoder that embeds, see `HierarchicalHashEncoder.for_gallery`.
 
     Yields
     ------
@@ -126,6 +130,7 @@ def search_codes(system, sparsity, encoder, described, encode_us, places, *, cur
                 branching_factor=encoder.branching_factor,
                 n_levels=encoder.n_levels,
                 listing=way["listing"],
+                embedding_weight=embedding_weight,
             )
             if way["probing"] == "centroids" and items.centroids is None:
                 continue
@@ -323,8 +328,11 @@ class Systems:
         for encoder, places in self.places.suited(trained):
             described, us = places.apply(encoder.describe)
             n_leaves = {}
-            for record in search_codes(system, sparsity, encoder, described, us, places, curve=first):
-                yield record | {"fit_seconds": fit_seconds, "epochs": len(trained.history_)}
+            weight = {"embedding_weight": encoder.embedding_weight_}
+            for record in search_codes(
+                system, sparsity, encoder, described, us, places, curve=first, **weight
+            ):
+                yield record | weight | {"fit_seconds": fit_seconds, "epochs": len(trained.history_)}
                 # Of the first way that the encoder's tree allows.
                 n_leaves.setdefault(record["direction"], record["n_leaves"])
             if system == "hqsearch" and first:
@@ -341,16 +349,19 @@ class Systems:
         described, us = self.places.apply(control.describe)
         hidden = {name: parts[0] for name, parts in described.items()}
         yield from search_peers("softmax, exhaustive", hidden, us, self.places)
-        ours = [(places, *places.apply(e.embed)) for e, places in self.places.suited(self.first_encoder())]
+        ours = [
+            (places, {"embedding_weight": e.embedding_weight_}, *places.apply(e.embed))
+            for e, places in self.places.suited(self.first_encoder())
+        ]
         for s in [s for s in self.sparsities if s <= self.n_classes]:
             encoder = with_sparsity(control, s)
             own = {name: (e, scores, encoder._codes(scores)) for name, (e, scores, _) in described.items()}
             first = s == self.sparsities[0]
             yield from search_codes("softmax", s, encoder, own, us, self.places, curve=first)
-            for places, embedding, embed_us in ours:
+            for places, weight, embedding, embed_us in ours:
                 same = {name: (vectors, *own[name][1:]) for name, vectors in embedding.items()}
                 yield from search_codes(
-                    "softmax, our embedding", s, encoder, same, us + embed_us, places, curve=first
+                    "softmax, our embedding", s, encoder, same, us + embed_us, places, curve=first, **weight
                 )
 
     def trained_embedding(self):

@@ -32,7 +32,8 @@ class LeafCentroids:
     is the sum of three squared ones: of its level scores to the leaf's code, of its level scores to the mean
     ones of the leaf's items, and of its embedding to their mean embedding. Level scores are centred at each
     level and of unit length altogether, and embeddings are scaled by one factor to a mean squared distance of
-    1 from their mean, so that no unit of either counts.
+    1 from their mean, so that no unit of either counts. An encoder may ask for more than 1, among classes
+    that its level scores know little of.
 
     Where items are listed by their codes, small leaves are farther than large ones, by `PRIOR` times the
     logarithm of the largest leaf's size over theirs: a leaf of two items whose codes went wrong lies between
@@ -312,13 +313,18 @@ class CentroidSums:
     ----------
     branching_factor, n_levels : int
         Shape of the tree.
+    embedding_weight : float, default=1.0
+        Of the squared distance of embeddings, whose mean from their mean is this.
     keep : bool, default=False
         Whether to hold what `directions` returns, two bytes for each bucket and item.
     """
 
-    def __init__(self, *, branching_factor: int, n_levels: int, keep: bool = False):
+    def __init__(
+        self, *, branching_factor: int, n_levels: int, embedding_weight: float = 1.0, keep: bool = False
+    ):
         # Powers of numpy's integers wrap.
         self.branching_factor, self.n_levels = int(branching_factor), int(n_levels)
+        self._embedding_weight = embedding_weight
         self._kept: list[np.ndarray] | None = [] if keep else None
         self._sums: tuple[np.ndarray, ...] | None = None
         self._finite = True
@@ -365,7 +371,7 @@ class CentroidSums:
         centroids = LeafCentroids.__new__(LeafCentroids)
         # Where all embeddings are equal, what is left of the difference is rounding.
         alike = spread <= 1e-12 * self._squares / n_items
-        centroids._scale = 1.0 if alike else 1 / math.sqrt(spread)
+        centroids._scale = 1.0 if alike else math.sqrt(self._embedding_weight / spread)
         centroids._n_levels, centroids._branching_factor = self.n_levels, self.branching_factor
         centroids._prior, centroids._largest = PRIOR, int(self._sums[1].max(initial=1))
         centroids._code_weight, centroids._n_part_levels = CODE_WEIGHT, 0

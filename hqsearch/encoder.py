@@ -158,6 +158,9 @@ class HierarchicalHashEncoder(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transf
         Mean probability that held-out items give to their best leaf, of which `for_gallery` asks. None where
         no item was held out, the hash stage was not trained or the loss is one of the papers', whose level
         scores are no probabilities.
+    embedding_weight_ : float
+        How much an index weighs the embedding's squared distance beside those of the level scores when it
+        ranks leaves by their centroids: 1, or more in an encoder that `for_gallery` returned.
     n_features_in_ : int
         `X.shape[1]`: features of a vector, channels of an image.
     feature_names_in_ : ndarray of shape (n_features_in_,)
@@ -346,6 +349,7 @@ class HierarchicalHashEncoder(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transf
 
         seeds = check_random_state(self.random_state).randint(np.iinfo(np.int32).max, size=3)
         self._model, self.history_, self.confidence_ = fit_stages(self, X, y, *(int(seed) for seed in seeds))
+        self.embedding_weight_ = 1.0
         self._n_features_out = self.branching_factor**self.n_levels
         return self
 
@@ -475,7 +479,8 @@ class HierarchicalHashEncoder(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transf
         `hidden_weight="auto"` and `loss="proxy"` the items of X, without labels, are asked how sure of their
         leaves they are: among trained classes as sure as the items that `fit` held out (`confidence_`), among
         others less. From 97 % of that down to 85 % the weight of the hidden layer in the embedding rises from
-        0.7 to 3, and the principal axes become those of X.
+        0.7 to 3, and that of the embedding beside the level scores, when an index ranks leaves, from 1 to 4
+        (`embedding_weight_`). The principal axes become those of X.
 
         Parameters
         ----------
@@ -501,22 +506,22 @@ class HierarchicalHashEncoder(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transf
         n_items = _num_samples(X)
         if reference is None or n_items < max(2, self.embedding_dim):
             return self
-        from hqsearch.embedding import resolve_gallery_weight
+        from hqsearch.embedding import resolve_gallery
 
         # Always the same ones: an index of the same items should be the same.
         order = np.random.default_rng(0).permutation(n_items)
         asked = np.sort(order[:_MOST_ASKED])
         confidences = leaf_confidences(self.level_scores(_safe_indexing(X, asked)))
         confidence = confidences.mean() + 2 * confidences.std(ddof=1) / math.sqrt(len(asked))
-        usual, weight = (
-            resolve_gallery_weight(self.hidden_weight, self.loss, share)
-            for share in (1.0, confidence / reference)
+        usual, (hidden_weight, embedding_weight) = (
+            resolve_gallery(self.hidden_weight, self.loss, share) for share in (1.0, confidence / reference)
         )
-        if weight == usual:
+        if (hidden_weight, embedding_weight) == usual:
             return self
         items = _safe_indexing(X, np.sort(order[:_MOST_FOR_AXES]))
         other = copy.copy(self)
-        other._model = self._model.with_hidden_weight(self._validate_query(items), weight)
+        other._model = self._model.with_hidden_weight(self._validate_query(items), hidden_weight)
+        other.embedding_weight_ = embedding_weight
         return other
 
     def score(self, X: Any, y: Any) -> float:

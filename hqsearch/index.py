@@ -48,7 +48,9 @@ class HierarchicalHashIndex(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transfor
         serves that has `fit`, `embed`, `encode`, `level_scores` and the attributes `n_levels`,
         `branching_factor` and `sparsity`. Where it also has `describe(X)`, which returns embedding, level
         scores and codes together, that is called instead of the three; where a frozen one has
-        `for_gallery(X)`, the index takes the encoder that this returns for its items (`encoder_`).
+        `for_gallery(X)`, the index takes the encoder that this returns for its items (`encoder_`). An
+        attribute `embedding_weight_` says how much the embedding counts beside the level scores when leaves
+        are ranked; without it that is 1.
     sparsity : int or None, default=None
         None keeps the encoder's; a number overrides it.
     n_neighbors : int, default=5
@@ -212,6 +214,7 @@ class HierarchicalHashIndex(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transfor
             storage=self.storage,
             labels=labels,
             listing=self._resolve_listing(),
+            embedding_weight=getattr(self.encoder_, "embedding_weight_", 1.0),
             n_jobs=self.n_jobs,
         )
         self._state = IndexState()

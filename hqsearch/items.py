@@ -62,6 +62,7 @@ class FittedItems:
         storage: str = "float32",
         labels: np.ndarray | None = None,
         listing: str = "codes",
+        embedding_weight: float = 1.0,
         n_jobs: int | None = None,
     ) -> FittedItems:
         """List items that come block by block, because level scores of a million of them are gigabytes.
@@ -77,6 +78,8 @@ class FittedItems:
         listing : {"codes", "centroids"}, default="codes"
             Which leaves items are listed in. "centroids" starts with those of the codes, see
             `list_by_centroids`; where there are no centroids it is "codes".
+        embedding_weight : float, default=1.0
+            How much the embedding counts beside the level scores, see `CentroidSums`.
         n_jobs : int or None, default=None
             Threads that look for the nearest centroids, as in joblib.
 
@@ -86,7 +89,9 @@ class FittedItems:
         """
         shape = {"branching_factor": branching_factor, "n_levels": n_levels}
         has_centroids = branching_factor * n_levels <= MOST_BUCKETS
-        sums = CentroidSums(**shape, keep=listing == "centroids") if has_centroids else None
+        sums = None
+        if has_centroids:
+            sums = CentroidSums(**shape, embedding_weight=embedding_weight, keep=listing == "centroids")
         parts: list[tuple[np.ndarray, np.ndarray]] = []
 
         def pass_on() -> Iterator[tuple[np.ndarray, np.ndarray]]:

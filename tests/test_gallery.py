@@ -9,7 +9,8 @@ from sklearn.frozen import FrozenEstimator
 import hqsearch.encoder
 from hqsearch import HierarchicalHashEncoder, HierarchicalHashIndex
 from hqsearch.codes import leaf_confidences
-from hqsearch.embedding import resolve_gallery_weight
+from hqsearch.embedding import resolve_gallery
+from hqsearch.items import FittedItems
 from hqsearch.metrics import precision_at_k
 
 N_KNOWN = 7
@@ -39,19 +40,19 @@ def encoder(parts):
 @pytest.mark.parametrize(
     ("hidden_weight", "loss", "confidence_share", "expected"),
     [
-        ("auto", "proxy", 1.2, 0.7),
-        ("auto", "proxy", 0.97, 0.7),
-        ("auto", "proxy", 0.91, 1.85),
-        ("auto", "proxy", 0.85, 3.0),
-        ("auto", "proxy", 0.1, 3.0),
-        ("auto", "npairs", 0.1, 0.0),
-        ("auto", "triplet", 0.1, 0.0),
-        (0.7, "proxy", 0.1, 0.7),
-        (2.0, "triplet", 0.1, 2.0),
+        ("auto", "proxy", 1.2, (0.7, 1.0)),
+        ("auto", "proxy", 0.97, (0.7, 1.0)),
+        ("auto", "proxy", 0.91, (1.85, 2.5)),
+        ("auto", "proxy", 0.85, (3.0, 4.0)),
+        ("auto", "proxy", 0.1, (3.0, 4.0)),
+        ("auto", "npairs", 0.1, (0.0, 1.0)),
+        ("auto", "triplet", 0.1, (0.0, 1.0)),
+        (0.7, "proxy", 0.1, (0.7, 1.0)),
+        (2.0, "triplet", 0.1, (2.0, 1.0)),
     ],
 )
-def test_weight_rises_where_a_gallery_is_less_sure(hidden_weight, loss, confidence_share, expected):
-    assert resolve_gallery_weight(hidden_weight, loss, confidence_share) == pytest.approx(expected)
+def test_weights_rise_where_a_gallery_is_less_sure(hidden_weight, loss, confidence_share, expected):
+    assert resolve_gallery(hidden_weight, loss, confidence_share) == pytest.approx(expected)
 
 
 def test_confidence_is_the_probability_of_the_best_leaf():
@@ -108,6 +109,31 @@ def test_an_index_of_a_frozen_encoder_takes_it(encoder, parts):
     np.testing.assert_allclose(distances, expected, atol=1e-5)
     known = HierarchicalHashIndex(FrozenEstimator(encoder)).fit(parts["known"][0])
     np.testing.assert_array_equal(known.encoder_.embed(X), encoder.embed(X))
+
+
+def test_leaves_are_ranked_by_the_embedding_more(encoder, parts):
+    X = parts["others"][0]
+    assert encoder.embedding_weight_ == 1
+    index = HierarchicalHashIndex(FrozenEstimator(encoder)).fit(X)
+    assert index.encoder_.embedding_weight_ > 1
+    items = index._items
+    embedding, level_scores, codes = index.encoder_.describe(X)
+    again = FittedItems.from_blocks(
+        [(embedding, level_scores, codes)],
+        branching_factor=encoder.branching_factor,
+        n_levels=encoder.n_levels,
+        listing="centroids",
+        embedding_weight=index.encoder_.embedding_weight_,
+    )
+    np.testing.assert_array_equal(items.centroids.leaf_ids, again.centroids.leaf_ids)
+    usual = FittedItems.from_blocks(
+        [(embedding, level_scores, codes)],
+        branching_factor=encoder.branching_factor,
+        n_levels=encoder.n_levels,
+    )
+    spread = np.square(embedding - embedding.mean(0)).sum(1).mean()
+    for fitted, weight in ((usual, 1.0), (again, index.encoder_.embedding_weight_)):
+        assert fitted.centroids._scale**2 * spread == pytest.approx(weight, rel=1e-4)
 
 
 def test_an_index_that_fits_its_encoder_keeps_its_embedding(parts, monkeypatch):

@@ -6,7 +6,7 @@ The only folder that imports torch, so nothing outside imports this door before 
 from hqsearch.embedding.automatic import (
     resolve_captured,
     resolve_epochs,
-    resolve_gallery_weight,
+    resolve_gallery,
     resolve_hash_start,
     resolve_hidden_weight,
     resolve_learning_rate,
@@ -31,7 +31,7 @@ __all__ = [
     "resolve_captured",
     "resolve_device",
     "resolve_epochs",
-    "resolve_gallery_weight",
+    "resolve_gallery",
     "resolve_hash_start",
     "resolve_hidden_weight",
     "resolve_learning_rate",

@@ -25,9 +25,10 @@ _MOST_EPOCHS = 30
 _FEW_STEPS, _MANY_STEPS = 40, 120
 # Also measured there: what other classes gain, and trained ones lose, by the hidden layer in the embedding.
 _HIDDEN_WEIGHT = 0.7
-# Also measured there: what it is among other classes alone, and the share of held-out items' confidence from
-# which on a gallery's items count as of trained classes, or as of others.
-_OTHER_CLASSES_WEIGHT = 3.0
+# Also measured there: what it is among other classes alone, how much the embedding counts beside the level
+# scores then, and the share of held-out items' confidence from which on a gallery's items count as of
+# trained classes, or as of others.
+_OTHER_CLASSES_WEIGHT, _OTHER_CLASSES_EMBEDDING = 3.0, 4.0
 _FAMILIAR, _UNFAMILIAR = 0.97, 0.85
 # The first NVIDIA GPUs that multiply bfloat16.
 _CUDA_CAPABILITY = (8, 0)
@@ -137,13 +138,14 @@ def resolve_hidden_weight(hidden_weight: float | str, loss: str) -> float:
     return _HIDDEN_WEIGHT if loss == "proxy" else 0.0
 
 
-def resolve_gallery_weight(hidden_weight: float | str, loss: str, confidence_share: float) -> float:
-    """Turn a `hidden_weight` parameter into a number for a gallery, whose items may be of other classes.
+def resolve_gallery(hidden_weight: float | str, loss: str, confidence_share: float) -> tuple[float, float]:
+    """Say how much hidden layer and embedding count in a gallery, whose items may be of other classes.
 
     Parameters
     ----------
     hidden_weight : float or "auto"
-        The parameter; only "auto" depends on the gallery.
+        The parameter; only with "auto", and a loss that has a hidden layer in the embedding, anything depends
+        on the gallery.
     loss : {"npairs", "triplet", "proxy"}
         Of the training.
     confidence_share : float
@@ -152,13 +154,16 @@ def resolve_gallery_weight(hidden_weight: float | str, loss: str, confidence_sha
 
     Returns
     -------
-    float
+    hidden_weight : float
+        Of the hidden layer in the embedding.
+    embedding_weight : float
+        Of the embedding beside the level scores when leaves are ranked.
     """
     weight = resolve_hidden_weight(hidden_weight, loss)
     if not isinstance(hidden_weight, str) or weight == 0:
-        return weight
-    others = (_FAMILIAR - confidence_share) / (_FAMILIAR - _UNFAMILIAR)
-    return weight + min(max(others, 0.0), 1.0) * (_OTHER_CLASSES_WEIGHT - weight)
+        return weight, 1.0
+    others = min(max((_FAMILIAR - confidence_share) / (_FAMILIAR - _UNFAMILIAR), 0.0), 1.0)
+    return weight + others * (_OTHER_CLASSES_WEIGHT - weight), 1 + others * (_OTHER_CLASSES_EMBEDDING - 1)
 
 
 def resolve_captured(network: str | nn.Module | Callable, device: torch.device) -> bool:
