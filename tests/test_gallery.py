@@ -5,12 +5,12 @@ import pickle
 import numpy as np
 import pytest
 from sklearn.frozen import FrozenEstimator
+from sklearn.utils import check_random_state
 
 import hqsearch.encoder
 from hqsearch import HierarchicalHashEncoder, HierarchicalHashIndex
 from hqsearch.codes import leaf_confidences
-from hqsearch.embedding import resolve_gallery
-from hqsearch.items import FittedItems
+from hqsearch.embedding import resolve_gallery, split_validation
 from hqsearch.metrics import precision_at_k
 
 N_KNOWN = 7
@@ -71,6 +71,12 @@ def test_confidence_is_that_of_held_out_items(encoder, parts):
     )
     assert encoder.confidence_ == pytest.approx(known, abs=0.03)
     assert others < 0.9 * encoder.confidence_
+    # The hold-out that `fit` made.
+    X, y = parts["train"]
+    split_seed = check_random_state(0).randint(np.iinfo(np.int32).max, size=3)[0]
+    held_out = split_validation(y, encoder.validation_fraction, np.random.default_rng(split_seed))[1]
+    expected = leaf_confidences(encoder.level_scores(X[held_out])).mean()
+    assert encoder.confidence_ == pytest.approx(expected, rel=1e-6)
 
 
 def test_other_classes_get_an_embedding_of_the_same_networks(encoder, parts):
@@ -112,28 +118,31 @@ def test_an_index_of_a_frozen_encoder_takes_it(encoder, parts):
 
 
 def test_leaves_are_ranked_by_the_embedding_more(encoder, parts):
-    X = parts["others"][0]
     assert encoder.embedding_weight_ == 1
-    index = HierarchicalHashIndex(FrozenEstimator(encoder)).fit(X)
-    assert index.encoder_.embedding_weight_ > 1
-    items = index._items
-    embedding, level_scores, codes = index.encoder_.describe(X)
-    again = FittedItems.from_blocks(
-        [(embedding, level_scores, codes)],
-        branching_factor=encoder.branching_factor,
-        n_levels=encoder.n_levels,
-        listing="centroids",
-        embedding_weight=index.encoder_.embedding_weight_,
-    )
-    np.testing.assert_array_equal(items.centroids.leaf_ids, again.centroids.leaf_ids)
-    usual = FittedItems.from_blocks(
-        [(embedding, level_scores, codes)],
-        branching_factor=encoder.branching_factor,
-        n_levels=encoder.n_levels,
-    )
-    spread = np.square(embedding - embedding.mean(0)).sum(1).mean()
-    for fitted, weight in ((usual, 1.0), (again, index.encoder_.embedding_weight_)):
-        assert fitted.centroids._scale**2 * spread == pytest.approx(weight, rel=1e-4)
+    for name, weighs_more in (("known", False), ("others", True)):
+        X = parts[name][0]
+        index = HierarchicalHashIndex(FrozenEstimator(encoder)).fit(X)
+        weight = index.encoder_.embedding_weight_
+        assert (weight > 1) == weighs_more
+        embedding = index.encoder_.embed(X)
+        spread = np.square(embedding - embedding.mean(0)).sum(1).mean()
+        assert index._items.centroids._scale**2 * spread == pytest.approx(weight, rel=1e-4)
+
+
+def test_a_difference_within_two_standard_errors_says_nothing(encoder, parts, monkeypatch):
+    # Four of five items are sure, one is not: 0.93 of the held-out items' confidence.
+    sure, unsure = encoder.confidence_, 0.65 * encoder.confidence_
+
+    def level_scores(self, X):
+        confidences = np.where(np.arange(len(X)) % 5 == 0, unsure, sure)
+        scores = np.full((len(X), 2, 64), -9.0)
+        scores[:, :, 0] = np.log(confidences)[:, None] / 2
+        return scores
+
+    monkeypatch.setattr(HierarchicalHashEncoder, "level_scores", level_scores)
+    X = parts["others"][0]
+    assert encoder.for_gallery(X[:20]) is encoder
+    assert encoder.for_gallery(X[:400]) is not encoder
 
 
 def test_an_index_that_fits_its_encoder_keeps_its_embedding(parts, monkeypatch):
