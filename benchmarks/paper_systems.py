@@ -61,18 +61,17 @@ class Places:
         self.labels = {"gallery": task.gallery_y, "query": task.query_y}
         self.directions = {"test->train": "gallery", "test->test": "query"}
 
-    def suited(self, encoder):
-        """Yield the encoders that indexes of either gallery take, each with the places where it searches."""
-        by_encoder = {}
-        for direction, base in self.directions.items():
-            suited = encoder.for_gallery(self.parts[base])
-            by_encoder.setdefault(id(suited), (suited, []))[1].append(direction)
-        for suited, directions in by_encoder.values():
+    def by_gallery(self, encoder):
+        """Yield what an encoder says of each gallery, with the places that search it; see `gallery_of`."""
+        galleries = {name: encoder.gallery_of(self.parts[base]) for name, base in self.directions.items()}
+        groups = [[name] for name, gallery in galleries.items() if gallery is not None]
+        groups.append([name for name, gallery in galleries.items() if gallery is None])
+        for directions in filter(None, groups):
             places = copy.copy(self)
-            places.directions = {direction: self.directions[direction] for direction in directions}
+            places.directions = {name: self.directions[name] for name in directions}
             used = {*places.directions.values(), "query"}
             places.parts = {name: X for name, X in self.parts.items() if name in used}
-            yield suited, places
+            yield galleries[directions[0]], places
 
     def apply(self, function):
         """Apply a function to both parts; return the results, and the query part's microseconds an item."""
@@ -91,9 +90,7 @@ def measure(y, labels, ks=KS):
     }
 
 
-def search_codes(
-    system, sparsity, encoder, described, encode_us, places, *, curve=False, embedding_weight=1.0
-):
+def search_codes(system, sparsity, encoder, described, encode_us, places, *, gallery=None, curve=False):
     """Search a table of codes in both directions.
 
     Parameters
@@ -110,10 +107,10 @@ def search_codes(
         Microseconds of a query in the networks.
     places : Places
         Where to search.
+    gallery : Gallery or None, default=None
+        How much the embedding counts when leaves are ranked.
     curve : bool, default=False
         Whether to search at several numbers of probes too.
-    embedding_weight : float, default=1.0
-        Of the encoder that embeds, see `HierarchicalHashEncoder.for_gallery`.
 
     Yields
     ------
@@ -130,7 +127,7 @@ def search_codes(
                 branching_factor=encoder.branching_factor,
                 n_levels=encoder.n_levels,
                 listing=way["listing"],
-                embedding_weight=embedding_weight,
+                embedding_weight=1.0 if gallery is None else gallery.embedding_weight,
             )
             if way["probing"] == "centroids" and items.centroids is None:
                 continue
@@ -250,6 +247,13 @@ def search_peers(system, vectors, encode_us, places, *, n_lists=None):
         yield {"system": "HNSW", "s": None, "direction": direction, "curve": curve}
 
 
+def weights_of(gallery):
+    """Weights of a gallery as entries of a record; those of trained classes are left out."""
+    if gallery is None:
+        return {}
+    return {name: getattr(gallery, name) for name in ("hidden_weight", "embedding_weight")}
+
+
 def with_sparsity(encoder, sparsity):
     """Return a fitted encoder with codes of another sparsity from the same level scores."""
     return copy.copy(encoder).set_params(sparsity=sparsity)
@@ -322,17 +326,17 @@ class Systems:
 
     def codes(self, system, sparsity, **more):
         """Learned codes of one sparsity."""
-        trained = self.kept_encoder(system, sparsity, **more)
-        fit_seconds = sum(record["seconds"] for record in trained.history_)
+        encoder = self.kept_encoder(system, sparsity, **more)
+        fit_seconds = sum(record["seconds"] for record in encoder.history_)
         first = sparsity == self.sparsities[0]
-        for encoder, places in self.places.suited(trained):
-            described, us = places.apply(encoder.describe)
+        for gallery, places in self.by_gallery():
+            described, us = places.apply(partial(encoder.describe, gallery=gallery))
+            more = {"fit_seconds": fit_seconds, "epochs": len(encoder.history_), **weights_of(gallery)}
             n_leaves = {}
-            weight = {"embedding_weight": encoder.embedding_weight_}
             for record in search_codes(
-                system, sparsity, encoder, described, us, places, curve=first, **weight
+                system, sparsity, encoder, described, us, places, gallery=gallery, curve=first
             ):
-                yield record | weight | {"fit_seconds": fit_seconds, "epochs": len(trained.history_)}
+                yield record | more
                 # Of the first way that the encoder's tree allows.
                 n_leaves.setdefault(record["direction"], record["n_leaves"])
             if system == "hqsearch" and first:
@@ -340,8 +344,12 @@ class Systems:
                 yield from search_as_many_lists(vectors, n_leaves, places)
 
     def first_encoder(self):
-        """Our encoder of the first sparsity, whose embedding the other systems search by."""
+        """Our encoder of the first sparsity, by whose embedding all systems search."""
         return self.kept_encoder("hqsearch", self.sparsities[0])
+
+    def by_gallery(self):
+        """Galleries and places of all systems: the encoders of other sparsities have the same embedding."""
+        return self.places.by_gallery(self.first_encoder())
 
     def softmax(self):
         """Search by the control: a plain classifier, ranked by its hidden layer, and by our embedding."""
@@ -349,19 +357,21 @@ class Systems:
         described, us = self.places.apply(control.describe)
         hidden = {name: parts[0] for name, parts in described.items()}
         yield from search_peers("softmax, exhaustive", hidden, us, self.places)
+        encoder = self.first_encoder()
         ours = [
-            (places, {"embedding_weight": e.embedding_weight_}, *places.apply(e.embed))
-            for e, places in self.places.suited(self.first_encoder())
+            (gallery, places, *places.apply(partial(encoder.embed, gallery=gallery)))
+            for gallery, places in self.by_gallery()
         ]
         for s in [s for s in self.sparsities if s <= self.n_classes]:
-            encoder = with_sparsity(control, s)
-            own = {name: (e, scores, encoder._codes(scores)) for name, (e, scores, _) in described.items()}
-            first = s == self.sparsities[0]
-            yield from search_codes("softmax", s, encoder, own, us, self.places, curve=first)
-            for places, weight, embedding, embed_us in ours:
+            coder = with_sparsity(control, s)
+            own = {name: (e, scores, coder._codes(scores)) for name, (e, scores, _) in described.items()}
+            for gallery, places, embedding, embed_us in ours:
+                # Among other classes its embedding counts as much as ours does.
+                more = {"gallery": gallery, "curve": s == self.sparsities[0]}
+                yield from search_codes("softmax", s, coder, own, us, places, **more)
                 same = {name: (vectors, *own[name][1:]) for name, vectors in embedding.items()}
                 yield from search_codes(
-                    "softmax, our embedding", s, encoder, same, us + embed_us, places, curve=first, **weight
+                    "softmax, our embedding", s, coder, same, us + embed_us, places, **more
                 )
 
     def trained_embedding(self):
@@ -371,14 +381,16 @@ class Systems:
 
     def baselines(self):
         """Exhaustive search, flat hashes and the usual indexes, all on the encoder's embedding."""
-        for encoder, places in self.places.suited(self.first_encoder()):
-            yield from self.baselines_on(encoder, places)
+        for gallery, places in self.by_gallery():
+            yield from self.baselines_on(gallery, places)
 
-    def baselines_on(self, encoder, places):
-        """`baselines` on the embedding of one encoder."""
-        vectors, us = places.apply(encoder.embed)
+    def baselines_on(self, gallery, places):
+        """`baselines` on the embedding that suits one gallery."""
+        encoder = self.first_encoder()
+        embed = partial(encoder.embed, gallery=gallery)
+        vectors, us = places.apply(embed)
         yield from search_peers("exhaustive", vectors, us, places, n_lists=self.n_classes)
-        train = encoder.embed(self.task.X)
+        train = embed(self.task.X)
         dim = train.shape[1]
         n_leaves = encoder.branching_factor**encoder.n_levels
         n_cells = min(n_leaves, len(train) // 4)
@@ -398,4 +410,4 @@ class Systems:
             for s in self.sparsities:
                 coder = with_sparsity(maker, s)
                 described, more_us = embedded.apply(coder.describe)
-                yield from search_codes(name, s, coder, described, us + more_us, embedded)
+                yield from search_codes(name, s, coder, described, us + more_us, embedded, gallery=gallery)

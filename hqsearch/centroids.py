@@ -32,8 +32,8 @@ class LeafCentroids:
     is the sum of three squared ones: of its level scores to the leaf's code, of its level scores to the mean
     ones of the leaf's items, and of its embedding to their mean embedding. Level scores are centred at each
     level and of unit length altogether, and embeddings are scaled by one factor to a mean squared distance of
-    1 from their mean, so that no unit of either counts. An encoder may ask for more than 1, among classes
-    that its level scores know little of.
+    1 from their mean, so that no unit of either counts; or to a larger one, among classes that the level
+    scores know little of (`embedding_weight` of `CentroidSums`).
 
     Where items are listed by their codes, small leaves are farther than large ones, by `PRIOR` times the
     logarithm of the largest leaf's size over theirs: a leaf of two items whose codes went wrong lies between
@@ -314,7 +314,7 @@ class CentroidSums:
     branching_factor, n_levels : int
         Shape of the tree.
     embedding_weight : float, default=1.0
-        Of the squared distance of embeddings, whose mean from their mean is this.
+        Mean squared distance of embeddings from their mean, after scaling.
     keep : bool, default=False
         Whether to hold what `directions` returns, two bytes for each bucket and item.
     """

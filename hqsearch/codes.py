@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Iterable
 from typing import Any
@@ -57,19 +58,20 @@ def greedy_codes(level_scores: np.ndarray, sparsity: int) -> np.ndarray:
     return parents[:, None] * branching_factor + best
 
 
-def leaf_confidences(log_probabilities: np.ndarray) -> np.ndarray:
-    """Probability that each item gives to its best leaf.
+def mean_confidence(log_probabilities: np.ndarray) -> tuple[float, float]:
+    """Mean probability that items give to their best leaf, and its standard error.
 
     Parameters
     ----------
     log_probabilities : ndarray of shape (n_samples, n_levels, branching_factor)
-        Level scores of an encoder whose scores are log-probabilities.
+        Level scores, of at least two items, of an encoder whose scores are log-probabilities.
 
     Returns
     -------
-    ndarray of shape (n_samples,), dtype float64
+    mean, standard_error : float
     """
-    return np.exp(log_probabilities.max(axis=2).sum(axis=1, dtype=np.float64))
+    confidences = np.exp(log_probabilities.max(axis=2).sum(axis=1, dtype=np.float64))
+    return float(confidences.mean()), float(confidences.std(ddof=1)) / math.sqrt(len(confidences))
 
 
 def code_matrix(codes: np.ndarray, n_leaves: int) -> sp.csr_matrix:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import os
 from collections.abc import Callable
@@ -17,13 +16,14 @@ from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _num_samples, check_is_fitted, validate_data
 
-from hqsearch.codes import code_matrix, greedy_codes, leaf_confidences
+from hqsearch.codes import code_matrix, greedy_codes, mean_confidence
+from hqsearch.gallery import Gallery
 from hqsearch.persistence import SaveMixin, load_estimator
 
 # Bucket ids are int64, with a bit to spare for sums in the search.
 MAX_LEAVES = 2**62
 # Items of a gallery that are asked how sure of their leaves they are, and whose principal axes count.
-_MOST_ASKED, _MOST_FOR_AXES = 2048, 8192
+_MOST_ASKED, _MOST_LOOKED_AT = 2048, 8192
 
 
 class HierarchicalHashEncoder(SaveMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
@@ -103,7 +103,7 @@ class HierarchicalHashEncoder(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transf
         with it, scaled to this length beside the embedding's 1 (npairs: beside its root mean square), and
         projects both to `embedding_dim` numbers by their principal axes. The hidden layer ranks items of
         classes that `fit` has not seen better, and those of trained classes worse. "auto" is 0.7 with
-        `loss="proxy"`, and up to 3 in an index of items of other classes, see `for_gallery`; else it is 0,
+        `loss="proxy"`, and up to 3 in an index of items of other classes, see `gallery_of`; else it is 0,
         the trained embedding alone, as in the papers.
     proxy_scale : float, default=8.0
         Factor of the cosines in the proxy loss of the metric stage.
@@ -154,13 +154,11 @@ class HierarchicalHashEncoder(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transf
         One record an epoch: `stage`, `epoch`, `loss`, `seconds`, and where the epoch was validated
         `precision@1`, for the hash stage `suf`, and `criterion`, which is greatest at the best epoch, with
         its `standard_error`. The metric stage's figures are of the trained embedding alone.
-    confidence_ : float or None
-        Mean probability that held-out items give to their best leaf, of which `for_gallery` asks. None where
-        no item was held out, the hash stage was not trained or the loss is one of the papers', whose level
-        scores are no probabilities.
-    embedding_weight_ : float
-        How much an index weighs the embedding's squared distance beside those of the level scores when it
-        ranks leaves by their centroids: 1, or more in an encoder that `for_gallery` returned.
+    confidence_ : tuple of float or None
+        Mean probability that held-out items give to their best leaf, and its standard error, which
+        `gallery_of` compares with. None where fewer than two items were held out, the hash stage was not
+        trained, the loss is one of the papers', whose level scores are no probabilities, or the encoder was
+        saved by an earlier version.
     n_features_in_ : int
         `X.shape[1]`: features of a vector, channels of an image.
     feature_names_in_ : ndarray of shape (n_features_in_,)
@@ -349,7 +347,6 @@ class HierarchicalHashEncoder(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transf
 
         seeds = check_random_state(self.random_state).randint(np.iinfo(np.int32).max, size=3)
         self._model, self.history_, self.confidence_ = fit_stages(self, X, y, *(int(seed) for seed in seeds))
-        self.embedding_weight_ = 1.0
         self._n_features_out = self.branching_factor**self.n_levels
         return self
 
@@ -417,7 +414,7 @@ class HierarchicalHashEncoder(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transf
         """
         return greedy_codes(self.level_scores(X), self.sparsity)
 
-    def embed(self, X: Any) -> np.ndarray:
+    def embed(self, X: Any, gallery: Gallery | None = None) -> np.ndarray:
         """Embedding by which candidates are ranked.
 
         The metric stage's, or with `shared_trunk` what the hash stage has made of it, joined with the
@@ -427,6 +424,8 @@ class HierarchicalHashEncoder(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transf
         ----------
         X : array-like of shape (n_samples, ...)
             Items.
+        gallery : Gallery or None, default=None
+            What the items that are searched ask for, see `gallery_of`.
 
         Returns
         -------
@@ -434,7 +433,7 @@ class HierarchicalHashEncoder(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transf
             Compared by Euclidean distance; unit rows for triplet and proxy.
         """
         X = self._validate_query(X)
-        return self._model.embed(X)
+        return self._model.embed(X, None if gallery is None else gallery.axes)
 
     def level_scores(self, X: Any) -> np.ndarray:
         """Score of each bucket at each level.
@@ -452,13 +451,15 @@ class HierarchicalHashEncoder(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transf
         X = self._validate_query(X)
         return self._model.level_scores(X)
 
-    def describe(self, X: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def describe(self, X: Any, gallery: Gallery | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Embedding, level scores and codes in one call: what an index asks of every item.
 
         Parameters
         ----------
         X : array-like of shape (n_samples, ...)
             Items.
+        gallery : Gallery or None, default=None
+            As in `embed`.
 
         Returns
         -------
@@ -469,18 +470,18 @@ class HierarchicalHashEncoder(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transf
         codes : ndarray of shape (n_samples, sparsity), dtype int64
             As `encode`.
         """
-        embedding, level_scores = self._model.describe(self._validate_query(X))
+        axes = None if gallery is None else gallery.axes
+        embedding, level_scores = self._model.describe(self._validate_query(X), axes)
         return embedding, level_scores, greedy_codes(level_scores, self.sparsity)
 
-    def for_gallery(self, X: Any) -> HierarchicalHashEncoder:
-        """Return an encoder whose embedding suits items of other classes, where those of X are.
+    def gallery_of(self, X: Any) -> Gallery | None:
+        """Say what embedding suits items to be searched, where they are of other classes than `fit` has seen.
 
-        An index calls this with the items that it is fitted to when its encoder is frozen. With
-        `hidden_weight="auto"` and `loss="proxy"` the items of X, without labels, are asked how sure of their
-        leaves they are: among trained classes as sure as the items that `fit` held out (`confidence_`), among
-        others less. From 97 % of that down to 85 % the weight of the hidden layer in the embedding rises from
-        0.7 to 3, and that of the embedding beside the level scores, when an index ranks leaves, from 1 to 4
-        (`embedding_weight_`). The principal axes become those of X.
+        An index asks this in its `fit`, of the items that it is fitted to, when its encoder is frozen. It
+        needs no labels: items of trained classes are as sure of their leaves as those that `fit` held out
+        (`confidence_`), others are less. From 97 % of that down to 85 %, beyond two standard errors, the
+        weight of the hidden layer in the embedding rises from 0.7 to 3, and that of the embedding beside the
+        level scores from 1 to 4. The principal axes then are those of X.
 
         Parameters
         ----------
@@ -489,40 +490,41 @@ class HierarchicalHashEncoder(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transf
 
         Returns
         -------
-        HierarchicalHashEncoder
-            This encoder, where nothing speaks for another embedding: the items are of trained classes but for
-            chance (two standard errors), `hidden_weight` is a number, `confidence_` is None or X has fewer
-            items than the embedding has numbers. Else another one, whose `embed` differs and which shares the
-            networks with this one; this one stays as it is.
+        Gallery or None
+            For `embed` and `describe`. None where nothing speaks for another embedding: the items are of
+            trained classes; `hidden_weight` is a number, which it may be set to after `fit` too;
+            `confidence_` is None; or X has fewer items than the embedding has numbers. Nor does it say
+            anything for a subclass with an `embed`, `level_scores` or `describe` of its own.
 
         Raises
         ------
         ValueError
-            If X does not fit the encoder.
+            If the items that are looked at do not fit the encoder.
         """
         check_is_fitted(self)
-        # Encoders of earlier versions don't know how sure their held-out items were.
+        # Pickles of earlier versions don't know how sure their held-out items were.
         reference = getattr(self, "confidence_", None)
         n_items = _num_samples(X)
-        if reference is None or n_items < max(2, self.embedding_dim):
-            return self
+        if (
+            reference is None
+            or not isinstance(self.hidden_weight, str)
+            or n_items < max(2, self.embedding_dim)
+            or any(getattr(type(self), name) is not method for name, method in _ASKED.items())
+        ):
+            return None
         from hqsearch.embedding import resolve_gallery
 
-        # Always the same ones: an index of the same items should be the same.
-        order = np.random.default_rng(0).permutation(n_items)
-        asked = np.sort(order[:_MOST_ASKED])
-        confidences = leaf_confidences(self.level_scores(_safe_indexing(X, asked)))
-        confidence = confidences.mean() + 2 * confidences.std(ddof=1) / math.sqrt(len(asked))
-        usual, (hidden_weight, embedding_weight) = (
-            resolve_gallery(self.hidden_weight, self.loss, share) for share in (1.0, confidence / reference)
-        )
-        if (hidden_weight, embedding_weight) == usual:
-            return self
-        items = _safe_indexing(X, np.sort(order[:_MOST_FOR_AXES]))
-        other = copy.copy(self)
-        other._model = self._model.with_hidden_weight(self._validate_query(items), hidden_weight)
-        other.embedding_weight_ = embedding_weight
-        return other
+        if n_items > _MOST_LOOKED_AT:
+            # Always the same ones: an index of the same items should be the same.
+            rows = np.random.default_rng(0).choice(n_items, _MOST_LOOKED_AT, replace=False)
+            X = _safe_indexing(X, np.sort(rows))
+        X = self._validate_query(X)
+        asked = np.sort(np.random.default_rng(0).permutation(len(X))[:_MOST_ASKED])
+        mean, error = mean_confidence(self._model.level_scores(X[asked]))
+        weights = resolve_gallery(self.loss, (mean + 2 * math.hypot(error, reference[1])) / reference[0])
+        if weights is None:
+            return None
+        return Gallery(*weights, axes=self._model.gallery_axes(X, weights[0]))
 
     def score(self, X: Any, y: Any) -> float:
         """Precision@1 under the code, among the items of X, each item's own entry left out.
@@ -629,3 +631,7 @@ class HierarchicalHashEncoder(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transf
         tags = super().__sklearn_tags__()
         tags.target_tags.required = True
         return tags
+
+
+# What `gallery_of` relies on.
+_ASKED = {name: getattr(HierarchicalHashEncoder, name) for name in ("embed", "level_scores", "describe")}

@@ -11,7 +11,7 @@ import numpy as np
 from sklearn.utils.validation import check_memory
 
 from hqsearch.assignment import solve_cascades
-from hqsearch.codes import greedy_codes, leaf_confidences
+from hqsearch.codes import greedy_codes, mean_confidence
 from hqsearch.embedding import (
     CodeProblem,
     EmbeddingModel,
@@ -44,7 +44,7 @@ def fit_stages(
     split_seed: int,
     metric_seed: int,
     hash_seed: int,
-) -> tuple[EmbeddingModel, list[dict[str, Any]], float | None]:
+) -> tuple[EmbeddingModel, list[dict[str, Any]], tuple[float, float] | None]:
     """Train both stages as an encoder's parameters say.
 
     Parameters
@@ -64,9 +64,9 @@ def fit_stages(
         Trained.
     history : list of dict
         One record an epoch, of both stages.
-    confidence : float or None
-        Mean probability that held-out items give to their best leaf, where there are such items and
-        probabilities.
+    confidence : tuple of float or None
+        Mean probability that held-out items give to their best leaf, and its standard error, where there are
+        such items and probabilities.
     """
     train, validation = split_validation(y, encoder.validation_fraction, np.random.default_rng(split_seed))
     metric, hashing, new_trunk = _settings(encoder, len(train))
@@ -133,8 +133,11 @@ def fit_stages(
         except KeyboardInterrupt:
             _warn_of_interruption("after both stages; the embedding is without the hidden layer")
     confidence = None
-    if encoder.loss == "proxy" and hashing.epochs > 0 and len(validation):
-        confidence = float(leaf_confidences(model.level_scores(X[validation])).mean())
+    if encoder.loss == "proxy" and hashing.epochs > 0 and len(validation) > 1:
+        try:
+            confidence = mean_confidence(model.level_scores(X[validation]))
+        except KeyboardInterrupt:
+            _warn_of_interruption("after both stages; it won't tell whether items are of other classes")
     return model, history, confidence
 
 

@@ -24,6 +24,7 @@ from sklearn.utils.validation import (
 )
 
 from hqsearch.encoder import HierarchicalHashEncoder
+from hqsearch.gallery import Gallery
 from hqsearch.items import LISTINGS, PROBINGS, FittedItems, IndexState
 from hqsearch.metrics import precision_at_k
 from hqsearch.persistence import SaveMixin, load_estimator
@@ -48,9 +49,7 @@ class HierarchicalHashIndex(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transfor
         serves that has `fit`, `embed`, `encode`, `level_scores` and the attributes `n_levels`,
         `branching_factor` and `sparsity`. Where it also has `describe(X)`, which returns embedding, level
         scores and codes together, that is called instead of the three; where a frozen one has
-        `for_gallery(X)`, the index takes the encoder that this returns for its items (`encoder_`). An
-        attribute `embedding_weight_` says how much the embedding counts beside the level scores when leaves
-        are ranked; without it that is 1.
+        `gallery_of(X)`, that is asked in `fit` what embedding suits the items (`gallery_`).
     sparsity : int or None, default=None
         None keeps the encoder's; a number overrides it.
     n_neighbors : int, default=5
@@ -82,6 +81,9 @@ class HierarchicalHashIndex(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transfor
     ----------
     encoder_ : estimator
         The fitted encoder.
+    gallery_ : Gallery or None
+        What a frozen encoder has said of the items in `fit`, where they are of other classes than its
+        training; `embed` then differs from that of `encoder_`.
     labels_ : ndarray of shape (n_positions_,) or None
         Labels of the items by position; None where `fit` or an `add` got none.
     n_samples_fit_ : int
@@ -207,6 +209,7 @@ class HierarchicalHashIndex(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transfor
         validate_data(self, X, skip_check_array=True)
         labels = self._check_labels(X, y)
         self.encoder_ = self._check_protocol(self._fit_encoder(X, y))
+        self.gallery_ = self._ask_gallery(X)
         self._items = FittedItems.from_blocks(
             self._describe_blocks(X),
             branching_factor=self.encoder_.branching_factor,
@@ -214,7 +217,7 @@ class HierarchicalHashIndex(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transfor
             storage=self.storage,
             labels=labels,
             listing=self._resolve_listing(),
-            embedding_weight=getattr(self.encoder_, "embedding_weight_", 1.0),
+            embedding_weight=1.0 if self.gallery_ is None else self.gallery_.embedding_weight,
             n_jobs=self.n_jobs,
         )
         self._state = IndexState()
@@ -245,9 +248,14 @@ class HierarchicalHashIndex(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transfor
             check_is_fitted(encoder)
             overrides.pop("random_state", None)
             # The user's encoder stays as it is; codes of another sparsity come from the same level scores.
-            fitted = copy.copy(encoder.estimator).set_params(**overrides)
-            return fitted.for_gallery(X) if hasattr(fitted, "for_gallery") else fitted
+            return copy.copy(encoder.estimator).set_params(**overrides)
         return clone(encoder).set_params(**overrides).fit(X, y)
+
+    def _ask_gallery(self, X: Any) -> Gallery | None:
+        """Ask a frozen encoder about the items; one that was fitted to them knows their classes."""
+        # Of the class: a wrapper that passes on what it lacks would have its inner encoder asked.
+        asks = isinstance(self.encoder, FrozenEstimator) and hasattr(type(self.encoder_), "gallery_of")
+        return self.encoder_.gallery_of(X) if asks else None
 
     @staticmethod
     def _check_protocol(encoder: Any) -> Any:
@@ -261,7 +269,9 @@ class HierarchicalHashIndex(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transfor
 
     def _describe(self, X: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Embedding, level scores and codes of X, from the fitted encoder."""
-        encoder = self.encoder_
+        encoder, gallery = self.encoder_, getattr(self, "gallery_", None)
+        if gallery is not None:
+            return encoder.describe(X, gallery)
         if hasattr(encoder, "describe"):
             return encoder.describe(X)
         return encoder.embed(X), encoder.level_scores(X), encoder.encode(X)
@@ -274,6 +284,24 @@ class HierarchicalHashIndex(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transfor
             return
         for start in range(0, n_items, ITEM_BLOCK):
             yield self._describe(_safe_indexing(X, slice(start, start + ITEM_BLOCK)))
+
+    def embed(self, X: Any) -> np.ndarray:
+        """Embedding by which this index ranks candidates.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, ...)
+            Items or queries.
+
+        Returns
+        -------
+        ndarray of shape (n_samples, embedding_dim), dtype float32
+            That of `encoder_`, or where `gallery_` is not None the one that suits the items of this index.
+            Distances of indexes with different galleries cannot be compared.
+        """
+        check_is_fitted(self)
+        gallery = getattr(self, "gallery_", None)
+        return self.encoder_.embed(X) if gallery is None else self.encoder_.embed(X, gallery)
 
     def kneighbors(
         self,

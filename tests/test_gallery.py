@@ -1,15 +1,18 @@
-"""Embeddings that suit a gallery: among items of other classes the hidden layer counts more."""
+"""What an encoder says of the items of an index, and the embedding that suits items of other classes."""
 
 import pickle
 
 import numpy as np
+import pandas as pd
 import pytest
+from sklearn.base import BaseEstimator
 from sklearn.frozen import FrozenEstimator
 from sklearn.utils import check_random_state
 
 import hqsearch.encoder
+import hqsearch.fitting
 from hqsearch import HierarchicalHashEncoder, HierarchicalHashIndex
-from hqsearch.codes import leaf_confidences
+from hqsearch.codes import mean_confidence
 from hqsearch.embedding import resolve_gallery, split_validation
 from hqsearch.metrics import precision_at_k
 
@@ -37,118 +40,107 @@ def encoder(parts):
     return HierarchicalHashEncoder(**PARAMETERS).fit(*parts["train"])
 
 
+@pytest.fixture(scope="module")
+def index(encoder, parts):
+    return HierarchicalHashIndex(FrozenEstimator(encoder), n_neighbors=3).fit(parts["others"][0])
+
+
+def assert_same(first, second):
+    """Check two galleries bit by bit."""
+    for name in ("hidden_weight", "embedding_weight", "axes"):
+        np.testing.assert_array_equal(getattr(first, name), getattr(second, name))
+
+
 @pytest.mark.parametrize(
-    ("hidden_weight", "loss", "confidence_share", "expected"),
-    [
-        ("auto", "proxy", 1.2, (0.7, 1.0)),
-        ("auto", "proxy", 0.97, (0.7, 1.0)),
-        ("auto", "proxy", 0.91, (1.85, 2.5)),
-        ("auto", "proxy", 0.85, (3.0, 4.0)),
-        ("auto", "proxy", 0.1, (3.0, 4.0)),
-        ("auto", "npairs", 0.1, (0.0, 1.0)),
-        ("auto", "triplet", 0.1, (0.0, 1.0)),
-        (0.7, "proxy", 0.1, (0.7, 1.0)),
-        (2.0, "triplet", 0.1, (2.0, 1.0)),
-    ],
+    ("confidence_share", "expected"),
+    [(0.91, (1.85, 2.5)), (0.85, (3.0, 4.0)), (0.1, (3.0, 4.0)), (0.969, (0.7192, 1.025))],
 )
-def test_weights_rise_where_a_gallery_is_less_sure(hidden_weight, loss, confidence_share, expected):
-    assert resolve_gallery(hidden_weight, loss, confidence_share) == pytest.approx(expected)
+def test_weights_rise_where_a_gallery_is_less_sure(confidence_share, expected):
+    assert resolve_gallery("proxy", confidence_share) == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("confidence_share", [0.97, 1.0, 1.2])
+def test_weights_stay_where_it_is_as_sure(confidence_share):
+    assert resolve_gallery("proxy", confidence_share) is None
 
 
 def test_confidence_is_the_probability_of_the_best_leaf():
     probabilities = np.array([[[0.9, 0.1], [0.3, 0.7]], [[0.5, 0.5], [0.2, 0.8]]])
-    np.testing.assert_allclose(leaf_confidences(np.log(probabilities)), [0.63, 0.4])
-
-
-def test_known_classes_keep_the_embedding(encoder, parts):
-    for name in ("train", "known"):
-        assert encoder.for_gallery(parts[name][0]) is encoder
+    assert mean_confidence(np.log(probabilities)) == pytest.approx((0.515, 0.115))
 
 
 def test_confidence_is_that_of_held_out_items(encoder, parts):
-    known, others = (
-        leaf_confidences(encoder.level_scores(parts[name][0])).mean() for name in ("known", "others")
-    )
-    assert encoder.confidence_ == pytest.approx(known, abs=0.03)
-    assert others < 0.9 * encoder.confidence_
-    # The hold-out that `fit` made.
     X, y = parts["train"]
+    # The hold-out that `fit` made.
     split_seed = check_random_state(0).randint(np.iinfo(np.int32).max, size=3)[0]
     held_out = split_validation(y, encoder.validation_fraction, np.random.default_rng(split_seed))[1]
-    expected = leaf_confidences(encoder.level_scores(X[held_out])).mean()
+    expected = mean_confidence(encoder.level_scores(X[held_out]))
     assert encoder.confidence_ == pytest.approx(expected, rel=1e-6)
+    known, others = (mean_confidence(encoder.level_scores(parts[name][0])) for name in ("known", "others"))
+    assert encoder.confidence_[0] == pytest.approx(known[0], abs=0.03)
+    assert others[0] < 0.9 * encoder.confidence_[0]
 
 
-def test_other_classes_get_an_embedding_of_the_same_networks(encoder, parts):
+def test_known_classes_ask_for_nothing(encoder, parts):
+    for name in ("train", "known"):
+        X = parts[name][0]
+        assert encoder.gallery_of(X) is None
+        index = HierarchicalHashIndex(FrozenEstimator(encoder)).fit(X)
+        assert index.gallery_ is None
+        np.testing.assert_array_equal(index.embed(X), encoder.embed(X))
+
+
+def test_other_classes_ask_for_an_embedding_that_ranks_them_better(encoder, parts):
     X, y = parts["others"]
-    before = encoder.embed(X)
-    other = encoder.for_gallery(X)
-    assert other is not encoder
+    gallery = encoder.gallery_of(X)
+    assert gallery.hidden_weight > 0.7
+    assert_same(gallery, encoder.gallery_of(X))
+    before, suited = encoder.embed(X), encoder.embed(X, gallery)
+    assert suited.shape == before.shape
     np.testing.assert_array_equal(encoder.embed(X), before)
-    np.testing.assert_array_equal(other.level_scores(X), encoder.level_scores(X))
-    np.testing.assert_array_equal(other.embed(X), encoder.for_gallery(X).embed(X))
-    assert other.embed(X).shape == before.shape
+    described = encoder.describe(X, gallery)
+    np.testing.assert_array_equal(described[0], suited)
+    for mine, usual in zip(described[1:], encoder.describe(X)[1:], strict=True):
+        np.testing.assert_array_equal(mine, usual)
 
     def precision(embedding):
         distances = np.square(embedding[:, None] - embedding[None]).sum(-1)
         np.fill_diagonal(distances, np.inf)
         return precision_at_k(y, y[np.argsort(distances, 1)[:, :16]])
 
-    assert precision(other.embed(X)) > precision(before) + 0.02
+    assert precision(suited) > precision(before) + 0.02
 
 
-def test_the_hidden_layer_weighs_what_the_confidence_says(encoder, parts):
+def test_axes_are_those_of_the_gallery_at_its_weight(encoder, parts):
     X = parts["others"][0]
-    model = encoder._model
-    near, far = (model.with_hidden_weight(X, weight).embed(X) for weight in (3.0, 0.7))
-    suited = encoder.for_gallery(X).embed(X)
-    assert np.abs(suited - near).max() < np.abs(suited - far).max()
+    gallery = encoder.gallery_of(X)
+    np.testing.assert_array_equal(gallery.axes, encoder._model.gallery_axes(X, gallery.hidden_weight))
+    with pytest.raises(ValueError, match="gallery of this encoder"):
+        encoder._model.embed(X, gallery.axes[1:])
 
 
-def test_an_index_of_a_frozen_encoder_takes_it(encoder, parts):
+def test_an_index_ranks_by_the_gallery_of_its_items(encoder, index, parts):
     X = parts["others"][0]
-    index = HierarchicalHashIndex(FrozenEstimator(encoder), n_neighbors=3).fit(X)
-    suited = encoder.for_gallery(X)
+    assert_same(index.gallery_, encoder.gallery_of(X))
+    items = index.embed(X)
+    np.testing.assert_array_equal(items, encoder.embed(X, index.gallery_))
     distances, positions = index.kneighbors(X[:20])
-    items = suited.embed(X)
     expected = np.linalg.norm(items[:20, None] - items[positions], axis=-1)
     np.testing.assert_allclose(distances, expected, atol=1e-5)
-    known = HierarchicalHashIndex(FrozenEstimator(encoder)).fit(parts["known"][0])
-    np.testing.assert_array_equal(known.encoder_.embed(X), encoder.embed(X))
+    spread = np.square(items - items.mean(0)).sum(1).mean()
+    scale = index._items.centroids._scale
+    assert scale**2 * spread == pytest.approx(index.gallery_.embedding_weight, rel=1e-4)
 
 
-def test_leaves_are_ranked_by_the_embedding_more(encoder, parts):
-    assert encoder.embedding_weight_ == 1
-    for name, weighs_more in (("known", False), ("others", True)):
-        X = parts[name][0]
-        index = HierarchicalHashIndex(FrozenEstimator(encoder)).fit(X)
-        weight = index.encoder_.embedding_weight_
-        assert (weight > 1) == weighs_more
-        embedding = index.encoder_.embed(X)
-        spread = np.square(embedding - embedding.mean(0)).sum(1).mean()
-        assert index._items.centroids._scale**2 * spread == pytest.approx(weight, rel=1e-4)
-
-
-def test_a_difference_within_two_standard_errors_says_nothing(encoder, parts, monkeypatch):
-    # Four of five items are sure, one is not: 0.93 of the held-out items' confidence.
-    sure, unsure = encoder.confidence_, 0.65 * encoder.confidence_
-
-    def level_scores(self, X):
-        confidences = np.where(np.arange(len(X)) % 5 == 0, unsure, sure)
-        scores = np.full((len(X), 2, 64), -9.0)
-        scores[:, :, 0] = np.log(confidences)[:, None] / 2
-        return scores
-
-    monkeypatch.setattr(HierarchicalHashEncoder, "level_scores", level_scores)
-    X = parts["others"][0]
-    assert encoder.for_gallery(X[:20]) is encoder
-    assert encoder.for_gallery(X[:400]) is not encoder
-
-
-def test_an_index_that_fits_its_encoder_keeps_its_embedding(parts, monkeypatch):
-    monkeypatch.delattr(HierarchicalHashEncoder, "for_gallery")
+def test_an_index_that_fits_its_encoder_does_not_ask(parts, monkeypatch):
+    monkeypatch.setattr(HierarchicalHashEncoder, "gallery_of", None)
     index = HierarchicalHashIndex(HierarchicalHashEncoder(**PARAMETERS)).fit(*parts["train"])
-    assert index.kneighbors(parts["known"][0][:2])[1].shape == (2, 5)
+    assert index.gallery_ is None
+
+
+def test_the_encoder_of_an_index_says_the_same_as_before(encoder, index, parts):
+    assert index.encoder_.gallery_of(parts["known"][0]) is None
+    assert_same(index.encoder_.gallery_of(parts["others"][0]), index.gallery_)
 
 
 @pytest.mark.parametrize(
@@ -161,56 +153,162 @@ def test_an_index_that_fits_its_encoder_keeps_its_embedding(parts, monkeypatch):
         ({"hidden_weight": 0.7}, True),
     ],
 )
-def test_what_says_nothing_of_a_gallery_leaves_it(parameters, has_confidence, parts):
+def test_what_says_nothing_of_a_gallery(parameters, has_confidence, parts):
     encoder = HierarchicalHashEncoder(**PARAMETERS | {"metric_epochs": 1, "hash_epochs": 1} | parameters)
     encoder.fit(*parts["train"])
     assert (encoder.confidence_ is not None) == has_confidence
-    assert encoder.for_gallery(parts["others"][0]) is encoder
+    assert encoder.gallery_of(parts["others"][0]) is None
 
 
-def test_few_items_and_folders_of_before_leave_it(encoder, parts):
+def test_a_weight_that_is_set_after_fit_says_nothing_either(encoder, parts):
+    same = pickle.loads(pickle.dumps(encoder)).set_params(hidden_weight=0.7)
+    assert same.gallery_of(parts["others"][0]) is None
+
+
+def test_few_items_and_pickles_of_before_say_nothing(encoder, parts):
     X = parts["others"][0]
-    assert encoder.for_gallery(X[:15]) is encoder
+    assert encoder.gallery_of(X[:15]) is None
     earlier = pickle.loads(pickle.dumps(encoder))
     del earlier.confidence_
-    assert earlier.for_gallery(X) is earlier
+    assert earlier.gallery_of(X) is None
+
+
+@pytest.mark.parametrize(("error", "n_items", "asks"), [(0, 20, False), (0, 400, True), (0.04, 400, False)])
+def test_a_difference_within_two_standard_errors_says_nothing(
+    error, n_items, asks, encoder, parts, monkeypatch
+):
+    # Four of five items are sure, one is not: 0.93 of the held-out items' confidence.
+    sure, unsure = 0.9, 0.65 * 0.9
+
+    def level_scores(self, X):
+        confidences = np.where(np.arange(len(X)) % 5 == 0, unsure, sure)
+        scores = np.full((len(X), 2, 64), -9.0)
+        scores[:, :, 0] = np.log(confidences)[:, None] / 2
+        return scores
+
+    monkeypatch.setattr(encoder, "confidence_", (sure, error))
+    monkeypatch.setattr(type(encoder._model), "level_scores", level_scores)
+    assert (encoder.gallery_of(parts["others"][0][:n_items]) is not None) == asks
 
 
 def test_a_shared_trunk_serves_both_still(parts):
     encoder = HierarchicalHashEncoder(**PARAMETERS, shared_trunk=True).fit(*parts["train"])
     X = parts["others"][0]
-    other = encoder.for_gallery(X)
-    assert other is not encoder
-    embedding, level_scores, _ = other.describe(X)
-    np.testing.assert_allclose(embedding, other.embed(X), atol=1e-5)
+    gallery = encoder.gallery_of(X)
+    embedding, level_scores, _ = encoder.describe(X, gallery)
+    np.testing.assert_allclose(embedding, encoder.embed(X, gallery), atol=1e-5)
     np.testing.assert_allclose(level_scores, encoder.level_scores(X), atol=1e-5)
+    assert np.abs(embedding - encoder.embed(X)).max() > 0.01
 
 
-def test_a_few_items_of_many_are_asked(encoder, parts, monkeypatch):
+def test_some_items_of_many_are_looked_at(encoder, parts, monkeypatch):
+    X = parts["others"][0]
     monkeypatch.setattr(hqsearch.encoder, "_MOST_ASKED", 60)
-    monkeypatch.setattr(hqsearch.encoder, "_MOST_FOR_AXES", 100)
-    asked = []
-    level_scores = HierarchicalHashEncoder.level_scores
-    monkeypatch.setattr(
-        HierarchicalHashEncoder, "level_scores", lambda self, X: asked.append(len(X)) or level_scores(self, X)
-    )
-    X = parts["others"][0]
-    first, second = (encoder.for_gallery(X) for _ in range(2))
-    assert asked == [60, 60]
-    np.testing.assert_array_equal(first.embed(X), second.embed(X))
+    monkeypatch.setattr(hqsearch.encoder, "_MOST_LOOKED_AT", 100)
+    seen = []
+    model = type(encoder._model)
+    for name in ("level_scores", "gallery_axes"):
+        method = getattr(model, name)
+        monkeypatch.setattr(
+            model, name, lambda self, X, *more, method=method: seen.append(len(X)) or method(self, X, *more)
+        )
+    first, second = (encoder.gallery_of(X) for _ in range(2))
+    assert seen == [60, 100] * 2
+    assert_same(first, second)
 
 
-def test_indexes_of_other_classes_survive_saving(encoder, parts, tmp_path):
+def test_it_survives_saving_and_pickling(encoder, index, parts, tmp_path):
     X = parts["others"][0]
-    index = HierarchicalHashIndex(FrozenEstimator(encoder)).fit(X)
     index.save(tmp_path / "index")
-    for copied in (HierarchicalHashIndex.load(tmp_path / "index"), pickle.loads(pickle.dumps(index))):
+    for copied in (
+        HierarchicalHashIndex.load(tmp_path / "index"),
+        HierarchicalHashIndex.load(tmp_path / "index", mmap_mode="r"),
+        # One that the caller has already.
+        HierarchicalHashIndex.load(tmp_path / "index", encoder=encoder),
+        pickle.loads(pickle.dumps(index)),
+    ):
+        assert_same(copied.gallery_, index.gallery_)
         for mine, theirs in zip(index.kneighbors(X[:30]), copied.kneighbors(X[:30]), strict=True):
             np.testing.assert_array_equal(mine, theirs)
-        np.testing.assert_array_equal(copied.encoder.estimator.embed(X[:30]), encoder.embed(X[:30]))
+        np.testing.assert_array_equal(copied.encoder_.embed(X[:30]), encoder.embed(X[:30]))
+
+
+def test_indexes_of_before_have_none(index, parts):
+    X = parts["known"][0]
+    earlier = pickle.loads(pickle.dumps(HierarchicalHashIndex(index.encoder).fit(X)))
+    del earlier.gallery_
+    np.testing.assert_array_equal(earlier.kneighbors(X[:5])[1][:, 0], np.arange(5))
+    assert earlier.embed(X[:5]).shape == (5, 16)
+
+
+def test_frames_and_lists_are_galleries_too(encoder, parts):
+    X = parts["others"][0]
+    expected = encoder.gallery_of(X)
+    assert_same(encoder.gallery_of(X.tolist()), expected)
+    names = [f"pixel{i}" for i in range(X.shape[1])]
+    frame = pd.DataFrame(parts["train"][0], columns=names)
+    named = HierarchicalHashEncoder(**PARAMETERS).fit(frame, parts["train"][1])
+    assert_same(named.gallery_of(pd.DataFrame(X, columns=names)), expected)
+
+
+class Prepared(HierarchicalHashEncoder):
+    """Takes images, and passes them on as rows."""
+
+    def fit(self, X, y):
+        return super().fit(X.reshape(len(X), -1), y)
+
+    def level_scores(self, X):
+        return super().level_scores(X.reshape(len(X), -1))
+
+    def describe(self, X, gallery=None):
+        return super().describe(X.reshape(len(X), -1), gallery)
+
+
+class Wrapped(BaseEstimator):
+    """Prepares items, and passes all else on to an encoder."""
+
+    def __init__(self, inner):
+        self.inner = inner
+
+    def fit(self, X, y):
+        return self
+
+    def describe(self, X):
+        return self.inner.describe(X[:, ::-1])
+
+    def __sklearn_is_fitted__(self):
+        return True
+
+    def __getattr__(self, name):
+        if name.startswith("__") or name == "inner":
+            raise AttributeError(name)
+        return getattr(self.inner, name)
+
+
+def test_encoders_that_prepare_their_items_are_not_asked(encoder, parts):
+    X = parts["others"][0]
+    images = {name: (items.reshape(-1, 8, 8), y) for name, (items, y) in parts.items()}
+    prepared = Prepared(**PARAMETERS).fit(*images["train"])
+    index = HierarchicalHashIndex(FrozenEstimator(prepared)).fit(images["others"][0])
+    assert index.gallery_ is None
+    wrapped = HierarchicalHashIndex(FrozenEstimator(Wrapped(encoder))).fit(X[:, ::-1])
+    assert wrapped.gallery_ is None
+    np.testing.assert_array_equal(wrapped._describe(X[:5, ::-1])[0], encoder.embed(X[:5]))
+
+
+def test_an_interrupted_question_loses_no_fit(parts, monkeypatch):
+    def interrupt(level_scores):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(hqsearch.fitting, "mean_confidence", interrupt)
+    encoder = HierarchicalHashEncoder(**PARAMETERS | {"metric_epochs": 1, "hash_epochs": 1})
+    with pytest.warns(UserWarning, match="interrupted after both stages"):
+        encoder.fit(*parts["train"])
+    assert encoder.confidence_ is None
+    assert encoder.embed(parts["known"][0]).shape[1] == 16
 
 
 @pytest.mark.parametrize("spoil", [lambda X: X[:, :-1], lambda X: np.where(X > 15, np.nan, X)])
 def test_a_gallery_that_does_not_fit_is_refused(spoil, encoder, parts):
     with pytest.raises(ValueError, match=r"features|NaN"):
-        encoder.for_gallery(spoil(parts["others"][0]))
+        encoder.gallery_of(spoil(parts["others"][0]))

@@ -138,14 +138,11 @@ def resolve_hidden_weight(hidden_weight: float | str, loss: str) -> float:
     return _HIDDEN_WEIGHT if loss == "proxy" else 0.0
 
 
-def resolve_gallery(hidden_weight: float | str, loss: str, confidence_share: float) -> tuple[float, float]:
-    """Say how much hidden layer and embedding count in a gallery, whose items may be of other classes.
+def resolve_gallery(loss: str, confidence_share: float) -> tuple[float, float] | None:
+    """Say how much hidden layer and embedding count in a gallery, where its items are of other classes.
 
     Parameters
     ----------
-    hidden_weight : float or "auto"
-        The parameter; only with "auto", and a loss that has a hidden layer in the embedding, anything depends
-        on the gallery.
     loss : {"npairs", "triplet", "proxy"}
         Of the training.
     confidence_share : float
@@ -154,15 +151,14 @@ def resolve_gallery(hidden_weight: float | str, loss: str, confidence_share: flo
 
     Returns
     -------
-    hidden_weight : float
-        Of the hidden layer in the embedding.
-    embedding_weight : float
-        Of the embedding beside the level scores when leaves are ranked.
+    (hidden_weight, embedding_weight) or None
+        Weights of the hidden layer in the embedding, and of the embedding beside the level scores when leaves
+        are ranked. None where the items are of trained classes.
     """
-    weight = resolve_hidden_weight(hidden_weight, loss)
-    if not isinstance(hidden_weight, str) or weight == 0:
-        return weight, 1.0
-    others = min(max((_FAMILIAR - confidence_share) / (_FAMILIAR - _UNFAMILIAR), 0.0), 1.0)
+    others = min((_FAMILIAR - confidence_share) / (_FAMILIAR - _UNFAMILIAR), 1.0)
+    if others <= 0:
+        return None
+    weight = resolve_hidden_weight("auto", loss)
     return weight + others * (_OTHER_CLASSES_WEIGHT - weight), 1 + others * (_OTHER_CLASSES_EMBEDDING - 1)
 
 

@@ -21,7 +21,14 @@ from hqsearch.embedding.inference import (
     level_scores,
     split_levels,
 )
-from hqsearch.embedding.networks import StageNetwork, initial_trunk, joined_heads, new_head, parted_heads
+from hqsearch.embedding.networks import (
+    EmbeddingNetwork,
+    StageNetwork,
+    initial_trunk,
+    joined_heads,
+    new_head,
+    parted_heads,
+)
 from hqsearch.embedding.projection import with_hidden_layer
 from hqsearch.embedding.proxies import ProxyHashStage, ProxyMetricStage
 from hqsearch.embedding.randomness import randomness_of
@@ -259,40 +266,67 @@ class EmbeddingModel:
                 self.metric_network, X, train, weight=weight, unit=unit, seed=seed
             )
 
-    def with_hidden_weight(self, X: np.ndarray, weight: float) -> EmbeddingModel:
-        """Return a model of the same networks whose embedding is joined with the hidden layer anew.
+    def gallery_axes(self, X: np.ndarray, weight: float) -> np.ndarray:
+        """Projection of both layers, see `with_hidden_layer`, by the principal axes of items to be searched.
 
         Parameters
         ----------
         X : ndarray of shape (n_samples, *input_shape)
-            Items whose principal axes count.
+            The items.
         weight : float
             Of the hidden layer beside the trained embedding.
-        """
-        other = EmbeddingModel.__new__(EmbeddingModel)
-        other.__dict__.update(self.__dict__)
-        # Always the same seed: an index of the same items should be the same.
-        other.join_hidden_layer(X, np.arange(len(X)), weight=weight, seed=0)
-        return other
 
-    def embed(self, X: np.ndarray) -> np.ndarray:
-        """Embedding of X, float32 of shape (n_samples, embedding_dim)."""
+        Returns
+        -------
+        ndarray of shape (embedding_dim + n_hidden, embedding_dim), dtype float32
+        """
         assert self.metric_network is not None
-        return embed(self.metric_network, X, self.loss).cpu().numpy()
+        # Always the same seed: an index of the same items should be the same.
+        network = with_hidden_layer(
+            self.metric_network,
+            X,
+            np.arange(len(X)),
+            weight=weight,
+            unit=self.loss in UNIT_LOSSES,
+            seed=0,
+        )
+        return network.axes.cpu().numpy()
+
+    def _embedding_network(self, axes: np.ndarray | None) -> StageNetwork:
+        network = self.metric_network
+        assert network is not None
+        if axes is None:
+            return network
+        expected = (network.head.out_features + network.head.in_features, network.head.out_features)
+        if axes.shape != expected:
+            raise ValueError(
+                f"Expected a gallery of this encoder, axes of shape {expected}, got {axes.shape}."
+            )
+        return EmbeddingNetwork(
+            network.standardize,
+            network.trunk,
+            network.head,
+            torch.tensor(axes, device=network.head.weight.device),
+            unit=self.loss in UNIT_LOSSES,
+        ).eval()
+
+    def embed(self, X: np.ndarray, axes: np.ndarray | None = None) -> np.ndarray:
+        """Embedding of X, float32 of shape (n_samples, embedding_dim), by other axes where they are given."""
+        return embed(self._embedding_network(axes), X, self.loss).cpu().numpy()
 
     def level_scores(self, X: np.ndarray) -> np.ndarray:
         """Level scores of X, float32 of shape (n_samples, n_levels, branching_factor)."""
         assert self.hash_network is not None
         return level_scores(self.hash_network, X, self.loss, self.n_levels, self.branching_factor)
 
-    def describe(self, X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def describe(self, X: np.ndarray, axes: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         """`embed` and `level_scores` of X, from one pass where the trunk is shared."""
         if not self.shared_trunk:
-            return self.embed(X), self.level_scores(X)
-        assert self.metric_network is not None
+            return self.embed(X, axes), self.level_scores(X)
         assert self.hash_network is not None
-        outputs = infer(_TwoHeads(self.metric_network, self.hash_network.head), X)
-        embedding, scores = outputs.tensor_split([self.metric_network.head.out_features], dim=1)
+        network = self._embedding_network(axes)
+        outputs = infer(_TwoHeads(network, self.hash_network.head), X)
+        embedding, scores = outputs.tensor_split([network.head.out_features], dim=1)
         scores = split_levels(scores, self.n_levels, self.branching_factor, self.loss)
         return as_embedding(embedding, self.loss).cpu().numpy(), scores.cpu().numpy()
 

@@ -27,7 +27,8 @@ FORMAT = "hqsearch"
 # 2: the items of an index have centroids of their leaves; those of 1 are made anew.
 # 3: an encoder's embedding can be joined with the hidden layer.
 # 4: its hash stage can start with a new trunk.
-FORMAT_VERSION = 4
+# 5: an index can have a gallery, which its encoder's embedding depends on.
+FORMAT_VERSION = 5
 
 _DATA = re.compile(r"data-[0-9a-f]{16}")
 

@@ -76,6 +76,11 @@ def _has_encoder(thing: Any) -> bool:
 
 # What parameters that older folders lack stood for.
 _BEFORE = {"hidden_weight": 0.0, "hash_trunk": "metric"}
+# And what attributes that folders of before format 5 lack stood for.
+_ATTRIBUTES_BEFORE: dict[str, dict[str, Any]] = {
+    "HierarchicalHashEncoder": {"confidence_": None},
+    "HierarchicalHashIndex": {"gallery_": None},
+}
 
 
 class _Loader:
@@ -91,7 +96,7 @@ class _Loader:
     def build(self, cls: type, manifest: dict[str, Any]) -> Any:
         state = {name: self._attribute(value, manifest) for name, value in manifest["state"].items()}
         estimator = self._make(cls, manifest["parameters"], state.get("encoder_"), state.get("_model"))
-        vars(estimator).update(state)
+        vars(estimator).update(_ATTRIBUTES_BEFORE.get(manifest["estimator"], {}) | state)
         if "_items" in state:
             self._settle_encoder(estimator)
         return estimator

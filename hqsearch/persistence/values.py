@@ -19,6 +19,7 @@ from hqsearch.search import LeafTable, table_arrays, table_from_arrays
 _BY_ATTRIBUTES = {
     "CellScores": "hqsearch.codes",
     "FittedItems": "hqsearch.items",
+    "Gallery": "hqsearch.gallery",
     "LeafCentroids": "hqsearch.centroids",
 }
 _BIT_GENERATORS = ("MT19937", "PCG64", "PCG64DXSM", "Philox", "SFC64")
