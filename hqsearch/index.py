@@ -45,8 +45,8 @@ class HierarchicalHashIndex(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transfor
     ----------
     encoder : estimator or None, default=None
         None is `HierarchicalHashEncoder()`. An encoder is cloned and fitted; wrapped in
-        `sklearn.frozen.FrozenEstimator` a fitted one is used as it is, and `fit` needs no y. Any estimator
-        serves that has `fit`, `embed`, `encode`, `level_scores` and the attributes `n_levels`,
+        `sklearn.frozen.FrozenEstimator` a fitted one is not trained again, and `fit` needs no y. Any
+        estimator serves that has `fit`, `embed`, `encode`, `level_scores` and the attributes `n_levels`,
         `branching_factor` and `sparsity`. Where it also has `describe(X)`, which returns embedding, level
         scores and codes together, that is called instead of the three; where a frozen one has
         `gallery_of(X)`, that is asked in `fit` what embedding suits the items (`gallery_`).

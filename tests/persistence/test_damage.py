@@ -76,7 +76,7 @@ def rewrite_manifest(path, change):
 def test_a_newer_format_is_refused(plain, tmp_path):
     plain.save(tmp_path)
     rewrite_manifest(tmp_path, lambda manifest: manifest.update(format_version=6))
-    with pytest.raises(ValueError, match=r"manifest.json has format version 5, .*reads at most 4: install"):
+    with pytest.raises(ValueError, match=r"manifest.json has format version 6, .*reads at most 5: install"):
         HierarchicalHashIndex.load(tmp_path, encoder=PlainEncoder)
 
 
