@@ -83,7 +83,9 @@ class HierarchicalHashIndex(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transfor
         The fitted encoder.
     gallery_ : Gallery or None
         What a frozen encoder has said of the items in `fit`, where they are of other classes than its
-        training; `embed` then differs from that of `encoder_`.
+        training; `embed` then differs from that of `encoder_`. Items that are added later are not asked.
+        With a number as the encoder's `hidden_weight`, set before or after its own `fit`, it is None, so that
+        distances of several indexes, such as the shards of one, can be compared.
     labels_ : ndarray of shape (n_positions_,) or None
         Labels of the items by position; None where `fit` or an `add` got none.
     n_samples_fit_ : int
