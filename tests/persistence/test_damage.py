@@ -90,9 +90,11 @@ def test_an_encoder_of_an_older_format_goes_on_being_trained_as_it_was(digits, t
         manifest["format_version"] = 2
         for name in ("hidden_weight", "hash_trunk"):
             del manifest["parameters"][name]
+        del manifest["state"]["confidence_"]
 
     rewrite_manifest(tmp_path, as_before)
     loaded = HierarchicalHashEncoder.load(tmp_path)
+    assert loaded.confidence_ is None
     np.testing.assert_array_equal(loaded.embed(X_query), expected)
     assert (loaded.hidden_weight, loaded.hash_trunk) == (0, "metric")
     np.testing.assert_array_equal(clone(loaded).fit(X, y).embed(X_query), expected)
@@ -129,9 +131,11 @@ def test_an_index_of_an_older_format_fits_again_as_it_was_fitted(digits, tmp_pat
         manifest["format_version"] = 2
         for name in ("hidden_weight", "hash_trunk"):
             del manifest["parameters"]["encoder"]["estimator"][name]
+        del manifest["state"]["gallery_"]
 
     rewrite_manifest(tmp_path, as_before)
     loaded = HierarchicalHashIndex.load(tmp_path)
+    assert loaded.gallery_ is None
     assert (loaded.encoder.hidden_weight, loaded.encoder.hash_trunk) == (0, "metric")
     expected = index.kneighbors(X_query)
     for found in (loaded.kneighbors(X_query), clone(loaded).fit(X, y).kneighbors(X_query)):
