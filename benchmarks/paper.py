@@ -209,7 +209,7 @@ FIRST_GROUPS = ("baselines", "softmax")
 def train_first(systems, name):
     """Train what several systems of a protocol and seed share, where it is not kept yet."""
     if name == "encoder":
-        systems.first_encoder()
+        systems.kept_encoder("hqsearch", systems.sparsities[0])
     else:
         systems.trained_control()
 

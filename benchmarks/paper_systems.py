@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import time
 import warnings
-from functools import partial
+from functools import cached_property, partial
 
 import faiss
 import hnswlib
@@ -329,7 +329,7 @@ class Systems:
         encoder = self.kept_encoder(system, sparsity, **more)
         fit_seconds = sum(record["seconds"] for record in encoder.history_)
         first = sparsity == self.sparsities[0]
-        for gallery, places in self.by_gallery():
+        for gallery, places in self.galleries:
             described, us = places.apply(partial(encoder.describe, gallery=gallery))
             more = {"fit_seconds": fit_seconds, "epochs": len(encoder.history_), **weights_of(gallery)}
             n_leaves = {}
@@ -343,13 +343,15 @@ class Systems:
                 vectors = {name: parts[0] for name, parts in described.items()}
                 yield from search_as_many_lists(vectors, n_leaves, places)
 
+    @cached_property
     def first_encoder(self):
         """Our encoder of the first sparsity, by whose embedding all systems search."""
         return self.kept_encoder("hqsearch", self.sparsities[0])
 
-    def by_gallery(self):
+    @cached_property
+    def galleries(self):
         """Galleries and places of all systems: the encoders of other sparsities have the same embedding."""
-        return self.places.by_gallery(self.first_encoder())
+        return list(self.places.by_gallery(self.first_encoder))
 
     def softmax(self):
         """Search by the control: a plain classifier, ranked by its hidden layer, and by our embedding."""
@@ -357,10 +359,10 @@ class Systems:
         described, us = self.places.apply(control.describe)
         hidden = {name: parts[0] for name, parts in described.items()}
         yield from search_peers("softmax, exhaustive", hidden, us, self.places)
-        encoder = self.first_encoder()
+        encoder = self.first_encoder
         ours = [
             (gallery, places, *places.apply(partial(encoder.embed, gallery=gallery)))
-            for gallery, places in self.by_gallery()
+            for gallery, places in self.galleries
         ]
         for s in [s for s in self.sparsities if s <= self.n_classes]:
             coder = with_sparsity(control, s)
@@ -381,12 +383,12 @@ class Systems:
 
     def baselines(self):
         """Exhaustive search, flat hashes and the usual indexes, all on the encoder's embedding."""
-        for gallery, places in self.by_gallery():
+        for gallery, places in self.galleries:
             yield from self.baselines_on(gallery, places)
 
     def baselines_on(self, gallery, places):
         """`baselines` on the embedding that suits one gallery."""
-        encoder = self.first_encoder()
+        encoder = self.first_encoder
         embed = partial(encoder.embed, gallery=gallery)
         vectors, us = places.apply(embed)
         yield from search_peers("exhaustive", vectors, us, places, n_lists=self.n_classes)
