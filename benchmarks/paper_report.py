@@ -13,6 +13,7 @@ import matplotlib.pyplot as plt
 from search_report import table
 
 KS = (1, 4, 16)
+OVER_EPSILON = ", over epsilon"
 
 
 def collect(result):
@@ -101,7 +102,7 @@ def curve_table(found, protocol, direction):
         return []
     return [
         "",
-        "SUF: precision@1 / @16 for 1, 2, 4, ... probed leaves or lists:",
+        "SUF: precision@1 / @16 for 1, 2, 4, ... probed leaves or lists, and from epsilon = 0 up:",
         *table(("system", "curve"), rows),
     ]
 
@@ -180,16 +181,28 @@ def closed_set(found):
                 yield f"precision@{k} above {name} at SUF {suf:.1f}", where, gap >= 0, points([gap])
 
 
+def over_of(system):
+    """Tell what a system's curve is over by its name: epsilon, or else the number of probes."""
+    return OVER_EPSILON if system.endswith(OVER_EPSILON) else ""
+
+
 def unseen_classes(found):
-    """Goal (iii): the curve over n_probes above the control's and IVF's at every speed-up from 5 up."""
+    """Goal (iii): the curve over n_probes above the control's and IVF's at every speed-up from 5 up.
+
+    The curve over epsilon likewise, where there is one; the control's own one is then its peer.
+    """
     for direction in dict.fromkeys(key[1] for key in found if key[0] == "unseen"):
         for k in (1, 16):
             all_curves = curves(found, "unseen", direction, k)
-            for peer in all_curves:
-                if not peer.startswith(("softmax", "IVF-Flat")):
-                    continue
+            for peer, over in (
+                (peer, over)
+                for peer in all_curves
+                for over in ("", OVER_EPSILON)
+                if f"hqsearch{over}" in all_curves
+                and (peer.startswith("IVF-Flat") or (peer.startswith("softmax") and over_of(peer) == over))
+            ):
                 suf = np.geomspace(5, max(5.1, all_curves[peer][0].max()), 20)
-                ours, theirs = at(all_curves["hqsearch"], suf), at(all_curves[peer], suf)
+                ours, theirs = at(all_curves[f"hqsearch{over}"], suf), at(all_curves[peer], suf)
                 # Where the peer reaches and we do not, it is ahead.
                 missing = np.isnan(ours) & ~np.isnan(theirs)
                 ahead = (ours - theirs)[~np.isnan(ours - theirs)]
@@ -201,7 +214,8 @@ def unseen_classes(found):
                 if missing.any():
                     text += f"; only the peer reaches SUF {suf[missing].max():.0f}"
                 reached = len(ahead) > 0 and not missing.any() and bool((ahead >= 0).all())
-                yield f"precision@{k} curve above {peer} from SUF 5 up", f"unseen, {direction}", reached, text
+                goal = f"precision@{k} curve{over} above {peer} from SUF 5 up"
+                yield goal, f"unseen, {direction}", reached, text
 
 
 def verdicts(result, found):
@@ -239,6 +253,7 @@ def write(result, stem):
 # The curves that are drawn.
 COLOURS = {
     "hqsearch": "#d8432e",
+    "hqsearch, over epsilon": "#f27b35",
     "hqsearch, listed by codes": "#8d1f3c",
     "hqsearch, own leaves": "#f0a59b",
     "one level": "#e8a33d",

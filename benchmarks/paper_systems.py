@@ -20,7 +20,6 @@ from hqsearch.baselines import (
     ThresholdHashEncoder,
     VectorQuantizationHashEncoder,
 )
-from hqsearch.embedding import resolve_hidden_weight
 from hqsearch.items import FittedItems
 from hqsearch.metrics import bucket_nmi, precision_at_k, recall_at_k
 
@@ -29,6 +28,7 @@ faiss.omp_set_num_threads(1)
 
 KS = (1, 4, 16)
 PROBES = (1, 2, 4, 8, 16, 32, 64, 128)
+EPSILONS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.6, 0.8, 1.2, 2.0)
 EFS = (16, 32, 64, 128, 256)
 
 # Ways to search that are measured: what is added to a system's name, and the index's parameters. They are its
@@ -38,6 +38,8 @@ VARIANTS = {
     ", listed by codes": {"probing": "centroids", "listing": "codes"},
     ", own leaves": {"probing": "best_first", "listing": "codes"},
 }
+# What is added to the name of a system for its curve over epsilon.
+OVER_EPSILON = ", over epsilon"
 
 
 class Embedded(BaseEstimator):
@@ -108,9 +110,10 @@ def search_codes(system, sparsity, encoder, described, encode_us, places, *, gal
     places : Places
         Where to search.
     gallery : Gallery or None, default=None
-        How much the embedding counts when leaves are ranked.
+        How much the embedding counts when leaves are ranked, and which leaves a search opens by default.
     curve : bool, default=False
-        Whether to search at several numbers of probes too.
+        Whether to search at several numbers of probes too, and in a gallery of other classes, where that is
+        the default, at several epsilons.
 
     Yields
     ------
@@ -131,18 +134,14 @@ def search_codes(system, sparsity, encoder, described, encode_us, places, *, gal
             )
             if way["probing"] == "centroids" and items.centroids is None:
                 continue
-
-            def ask(k, n_probes=None, items=items, own=own, probing=way["probing"]):
-                return items.search(
-                    described["query"], k, n_probes=n_probes, probing=probing, exclude=own, n_jobs=1
-                )
-
-            record = {"system": system + suffix, "s": sparsity, "direction": direction}
-            record["n_leaves"] = len(items.table.occupied_leaves())
+            epsilon = 0.0 if gallery is None or way["probing"] != "centroids" else gallery.epsilon
+            search = partial(items.search, described["query"], probing=way["probing"], exclude=own, n_jobs=1)
+            place = {"s": sparsity, "direction": direction, "n_leaves": len(items.table.occupied_leaves())}
+            record = {"system": system + suffix, **place}
             for k in KS:
                 # A search of its own for each k: leaves are opened until k candidates are there.
                 started = time.perf_counter()
-                found = ask(k)
+                found = search(k, epsilon=epsilon)
                 search_us = 1e6 * (time.perf_counter() - started) / len(y)
                 record |= measure(y, base_y[found.positions], (k,)) | {f"SUF@{k}": found.stats.suf()}
             # Of buckets, as the papers have it, not of their parts.
@@ -151,17 +150,20 @@ def search_codes(system, sparsity, encoder, described, encode_us, places, *, gal
             )
             record |= {"us": encode_us + search_us, "NMI": bucket_nmi(buckets, base_y)}
             if curve:
-                record["curve"] = _curve(ask, y, base_y)
+                record["curve"] = _curve(search, "n_probes", PROBES, y, base_y)
             yield record
+            if curve and epsilon:
+                points = _curve(search, "epsilon", EPSILONS, y, base_y)
+                yield {"system": f"{system}{suffix}{OVER_EPSILON}", **place, "curve": points}
 
 
-def _curve(ask, y, base_y):
-    """SUF and precision over the number of probed leaves."""
+def _curve(search, name, values, y, base_y):
+    """SUF and precision over a parameter of the search."""
     points = []
-    for n_probes in PROBES:
-        point = {"n_probes": n_probes}
+    for value in values:
+        point = {name: value}
         for k in (1, 16):
-            found = ask(k, n_probes)
+            found = search(k, **{name: value})
             precision = precision_at_k(y, base_y[found.positions])
             point |= {f"SUF@{k}": found.stats.suf(), f"P@{k}": precision}
         points.append(point)
@@ -251,7 +253,7 @@ def weights_of(gallery):
     """Weights of a gallery as entries of a record; those of trained classes are left out."""
     if gallery is None:
         return {}
-    return {name: getattr(gallery, name) for name in ("hidden_weight", "embedding_weight")}
+    return {name: getattr(gallery, name) for name in ("hidden_weight", "embedding_weight", "epsilon")}
 
 
 def with_sparsity(encoder, sparsity):
@@ -288,7 +290,8 @@ class Systems:
         self.places = Places(task)
         self.n_classes = len(np.unique(task.y))
         encoder = HierarchicalHashEncoder(**parameters)
-        self.joins_hidden_layer = resolve_hidden_weight(encoder.hidden_weight, encoder.loss) > 0
+        # "auto" joins it among other classes with every loss.
+        self.joins_hidden_layer = isinstance(encoder.hidden_weight, str) or encoder.hidden_weight > 0
 
     def groups(self):
         """Return the function of each group by name."""

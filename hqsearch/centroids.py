@@ -230,11 +230,23 @@ class LeafCentroids:
         ValueError
             If a number is NaN or infinite.
         """
+        return self.rank(embedding, level_scores, n_leaves, allowed=allowed, n_jobs=n_jobs)[0]
+
+    def rank(
+        self,
+        embedding: np.ndarray,
+        level_scores: np.ndarray,
+        n_leaves: int,
+        *,
+        allowed: np.ndarray | None = None,
+        n_jobs: int | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Leaves nearest to each query, as `nearest` names them, and their distances, not squared."""
         vectors = level_directions(level_scores, embedding, length=math.sqrt(2), scale=self._scale, n_more=1)
         no_scores = np.zeros((len(vectors), 1, 1), dtype=np.float32)
         root = np.zeros((len(vectors), 1), dtype=np.int64)
         found = self._table.search(vectors, no_scores, root, n_leaves, allowed=allowed, n_jobs=n_jobs)
-        return found.positions
+        return found.positions, found.distances
 
     def of_items(self, embedding: np.ndarray, directions: np.ndarray, codes: np.ndarray) -> LeafCentroids:
         """Centroids of items that are listed by centroids in some of these leaves, in the same units.

@@ -58,20 +58,22 @@ def greedy_codes(level_scores: np.ndarray, sparsity: int) -> np.ndarray:
     return parents[:, None] * branching_factor + best
 
 
-def mean_confidence(log_probabilities: np.ndarray) -> tuple[float, float]:
-    """Mean probability that items give to their best leaf, and its standard error.
+def mean_score_gap(level_scores: np.ndarray) -> tuple[float, float]:
+    """Mean gap between the scores of an item's best and second best buckets, and its standard error.
 
     Parameters
     ----------
-    log_probabilities : ndarray of shape (n_samples, n_levels, branching_factor)
-        Level scores, of at least two items, of an encoder whose scores are log-probabilities.
+    level_scores : ndarray of shape (n_samples, n_levels, branching_factor)
+        Of at least two items, and two buckets a level.
 
     Returns
     -------
     mean, standard_error : float
+        Of the sum of an item's gaps over the levels.
     """
-    confidences = np.exp(log_probabilities.max(axis=2).sum(axis=1, dtype=np.float64))
-    return float(confidences.mean()), float(confidences.std(ddof=1)) / math.sqrt(len(confidences))
+    best = np.partition(level_scores, -2, axis=2)[:, :, -2:]
+    gaps = (best[:, :, 1] - best[:, :, 0]).sum(axis=1, dtype=np.float64)
+    return float(gaps.mean()), float(gaps.std(ddof=1)) / math.sqrt(len(gaps))
 
 
 def code_matrix(codes: np.ndarray, n_leaves: int) -> sp.csr_matrix:

@@ -16,13 +16,13 @@ from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _num_samples, check_is_fitted, validate_data
 
-from hqsearch.codes import code_matrix, greedy_codes, mean_confidence
+from hqsearch.codes import code_matrix, greedy_codes, mean_score_gap
 from hqsearch.gallery import Gallery
 from hqsearch.persistence import SaveMixin, load_estimator
 
 # Bucket ids are int64, with a bit to spare for sums in the search.
 MAX_LEAVES = 2**62
-# Items of a gallery that are asked how sure of their leaves they are, and whose principal axes count.
+# Items of a gallery whose level scores are looked at, and whose principal axes count.
 _MOST_ASKED, _MOST_LOOKED_AT = 2048, 8192
 
 
@@ -103,8 +103,8 @@ class HierarchicalHashEncoder(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transf
         with it, scaled to this length beside the embedding's 1 (npairs: beside its root mean square), and
         projects both to `embedding_dim` numbers by their principal axes. The hidden layer ranks items of
         classes that `fit` has not seen better, and those of trained classes worse. "auto" is 0.7 with
-        `loss="proxy"`, and up to 3 in an index of items of other classes, see `gallery_of`; else it is 0,
-        the trained embedding alone, as in the papers.
+        `loss="proxy"` and 0, the trained embedding alone, with the papers' losses, and more in an index of
+        items of other classes, see `gallery_of`.
     proxy_scale : float, default=8.0
         Factor of the cosines in the proxy loss of the metric stage.
     margin : float, default=0.3
@@ -154,10 +154,10 @@ class HierarchicalHashEncoder(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transf
         One record an epoch: `stage`, `epoch`, `loss`, `seconds`, and where the epoch was validated
         `precision@1`, for the hash stage `suf`, and `criterion`, which is greatest at the best epoch, with
         its `standard_error`. The metric stage's figures are of the trained embedding alone.
-    confidence_ : tuple of float or None
-        Mean probability that held-out items give to their best leaf, and its standard error, which
-        `gallery_of` compares with. None where fewer than two items were held out, the hash stage was not
-        trained, the loss is one of the papers', whose level scores are no probabilities, or the encoder was
+    score_gap_ : tuple of float or None
+        Mean gap between the level scores of the best and the second best bucket of held-out items, summed
+        over the levels, and its standard error, which `gallery_of` compares with. None where fewer than two
+        items were held out, the hash stage was not trained, there is one bucket a level, or the encoder was
         saved by an earlier version.
     n_features_in_ : int
         `X.shape[1]`: features of a vector, channels of an image.
@@ -346,7 +346,7 @@ class HierarchicalHashEncoder(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transf
         from hqsearch.fitting import fit_stages
 
         seeds = check_random_state(self.random_state).randint(np.iinfo(np.int32).max, size=3)
-        self._model, self.history_, self.confidence_ = fit_stages(self, X, y, *(int(seed) for seed in seeds))
+        self._model, self.history_, self.score_gap_ = fit_stages(self, X, y, *(int(seed) for seed in seeds))
         self._n_features_out = self.branching_factor**self.n_levels
         return self
 
@@ -478,10 +478,11 @@ class HierarchicalHashEncoder(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transf
         """Say what embedding suits items to be searched, where they are of other classes than `fit` has seen.
 
         An index asks this in its `fit`, of the items that it is fitted to, when its encoder is frozen. It
-        needs no labels: items of trained classes are as sure of their leaves as those that `fit` held out
-        (`confidence_`), others are less. From 97 % of that down to 85 %, beyond two standard errors, the
-        weight of the hidden layer in the embedding rises from 0.7 to 3, and that of the embedding beside the
-        level scores from 1 to 4. The principal axes then are those of X.
+        needs no labels: the best buckets of items of trained classes are as far ahead of the second best as
+        those of items that `fit` held out (`score_gap_`), of others less. From 95 % of that down to 70 %,
+        beyond two standard errors, the weight of the hidden layer in the embedding rises to 3 (npairs: 1),
+        that of the embedding beside the level scores from 1 to 4, and the index's `epsilon` from 0 to 0.2.
+        The principal axes then are those of X.
 
         Parameters
         ----------
@@ -493,7 +494,7 @@ class HierarchicalHashEncoder(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transf
         Gallery or None
             For `embed` and `describe`. None where nothing speaks for another embedding: the items are of
             trained classes; `hidden_weight` is a number, which it may be set to after `fit` too;
-            `confidence_` is None; or X has fewer items than the embedding has numbers. Nor does it say
+            `score_gap_` is None; or X has fewer items than the embedding has numbers. Nor does it say
             anything for a subclass with an `embed`, `level_scores` or `describe` of its own.
 
         Raises
@@ -502,11 +503,12 @@ class HierarchicalHashEncoder(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transf
             If the items that are looked at do not fit the encoder.
         """
         check_is_fitted(self)
-        # Pickles of earlier versions don't know how sure their held-out items were.
-        reference = getattr(self, "confidence_", None)
+        # Pickles of earlier versions don't know that of their held-out items.
+        reference = getattr(self, "score_gap_", None)
         n_items = _num_samples(X)
         if (
             reference is None
+            or reference[0] <= 0
             or not isinstance(self.hidden_weight, str)
             or n_items < max(2, self.embedding_dim)
             or any(getattr(type(self), name) is not method for name, method in _ASKED.items())
@@ -520,11 +522,11 @@ class HierarchicalHashEncoder(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transf
             X = _safe_indexing(X, np.sort(rows))
         X = self._validate_query(X)
         asked = np.sort(np.random.default_rng(0).permutation(len(X))[:_MOST_ASKED])
-        mean, error = mean_confidence(self._model.level_scores(X[asked]))
-        weights = resolve_gallery(self.loss, (mean + 2 * math.hypot(error, reference[1])) / reference[0])
-        if weights is None:
+        mean, error = mean_score_gap(self._model.level_scores(X[asked]))
+        settings = resolve_gallery(self.loss, (mean + 2 * math.hypot(error, reference[1])) / reference[0])
+        if settings is None:
             return None
-        return Gallery(*weights, axes=self._model.gallery_axes(X, weights[0]))
+        return Gallery(**settings, axes=self._model.gallery_axes(X, settings["hidden_weight"]))
 
     def score(self, X: Any, y: Any) -> float:
         """Precision@1 under the code, among the items of X, each item's own entry left out.

@@ -11,7 +11,7 @@ import numpy as np
 from sklearn.utils.validation import check_memory
 
 from hqsearch.assignment import solve_cascades
-from hqsearch.codes import greedy_codes, mean_confidence
+from hqsearch.codes import greedy_codes, mean_score_gap
 from hqsearch.embedding import (
     CodeProblem,
     EmbeddingModel,
@@ -64,9 +64,8 @@ def fit_stages(
         Trained.
     history : list of dict
         One record an epoch, of both stages.
-    confidence : tuple of float or None
-        Mean probability that held-out items give to their best leaf, and its standard error, where there are
-        such items and probabilities.
+    score_gap : tuple of float or None
+        `mean_score_gap` of held-out items, where there are some and the hash stage was trained.
     """
     train, validation = split_validation(y, encoder.validation_fraction, np.random.default_rng(split_seed))
     metric, hashing, new_trunk = _settings(encoder, len(train))
@@ -132,13 +131,13 @@ def fit_stages(
             join()
         except KeyboardInterrupt:
             _warn_of_interruption("after both stages; the embedding is without the hidden layer")
-    confidence = None
-    if encoder.loss == "proxy" and hashing.epochs > 0 and len(validation) > 1:
+    score_gap = None
+    if hashing.epochs > 0 and len(validation) > 1 and encoder.branching_factor > 1:
         try:
-            confidence = mean_confidence(model.level_scores(X[validation]))
+            score_gap = mean_score_gap(model.level_scores(X[validation]))
         except KeyboardInterrupt:
             _warn_of_interruption("after both stages; it won't tell whether items are of other classes")
-    return model, history, confidence
+    return model, history, score_gap
 
 
 def _warn_of_interruption(where: str) -> None:

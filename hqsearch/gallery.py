@@ -20,8 +20,13 @@ class Gallery:
         ranks leaves by their centroids; it is 1 among classes of the training.
     axes : ndarray of shape (embedding_dim + n_hidden, embedding_dim), dtype float32
         Projection of the trained embedding and of the hidden layer, side by side, to the embedding.
+    epsilon : float
+        How much farther than the nearest leaf those may be that a search opens beside it, see
+        `HierarchicalHashIndex`; it is 0 among classes of the training.
     """
 
     hidden_weight: float
     embedding_weight: float
     axes: np.ndarray
+    # Those of before had none.
+    epsilon: float = 0.0

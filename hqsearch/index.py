@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import os
 from collections.abc import Iterator
 from numbers import Integral, Real
@@ -38,8 +39,9 @@ class HierarchicalHashIndex(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transfor
     """Nearest neighbours search over hierarchical hash codes.
 
     `fit` lists every item in leaves of a tree: those of its code, as they are or adapted to the items. A
-    query opens the leaves nearest to it, as many as a code has or `n_probes`, then further ones until it has
-    `n_neighbors` candidates, and ranks the candidates by the Euclidean distance of the encoder's embedding.
+    query opens the leaves nearest to it, as many as a code has or `n_probes`, those hardly farther where
+    `epsilon` says so, then further ones until it has `n_neighbors` candidates, and ranks the candidates by
+    the Euclidean distance of the encoder's embedding.
 
     Parameters
     ----------
@@ -57,6 +59,11 @@ class HierarchicalHashIndex(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transfor
     n_probes : int or None, default=None
         Leaves to open for each query. None opens as many as a code has. Either way more are opened while
         fewer than `n_neighbors` candidates are there.
+    epsilon : float or "auto", default="auto"
+        Beside the nearest leaf a query also opens those, of the 64 nearest, that are at most `1 + epsilon`
+        times as far: one that lies between leaves opens several, one amid the items of a leaf only that. It
+        takes `probing="centroids"`. "auto" is 0 where a number of probes is given, and else what `gallery_`
+        says: 0 among items of classes that the encoder was trained on, up to 0.2 among others.
     mode : {"distance", "connectivity"}, default="distance"
         Entries of the graph that `transform` returns: distances, or ones.
     probing : {"centroids", "best_first", "lexicographic"}, default="centroids"
@@ -150,6 +157,7 @@ class HierarchicalHashIndex(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transfor
         "sparsity": [None, Interval(Integral, 1, None, closed="left")],
         "n_neighbors": [Interval(Integral, 1, None, closed="left")],
         "n_probes": [None, Interval(Integral, 1, None, closed="left")],
+        "epsilon": [StrOptions({"auto"}), Interval(Real, 0, None, closed="left")],
         "mode": [StrOptions({"distance", "connectivity"})],
         "probing": [StrOptions(set(PROBINGS))],
         "listing": [StrOptions({"auto", *LISTINGS})],
@@ -166,6 +174,7 @@ class HierarchicalHashIndex(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transfor
         sparsity: int | None = None,
         n_neighbors: int = 5,
         n_probes: int | None = None,
+        epsilon: float | str = "auto",
         mode: str = "distance",
         probing: str = "centroids",
         listing: str = "auto",
@@ -178,6 +187,7 @@ class HierarchicalHashIndex(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transfor
         self.sparsity = sparsity
         self.n_neighbors = n_neighbors
         self.n_probes = n_probes
+        self.epsilon = epsilon
         self.mode = mode
         self.probing = probing
         self.listing = listing
@@ -312,6 +322,7 @@ class HierarchicalHashIndex(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transfor
         return_distance: bool = True,
         *,
         n_probes: int | None = None,
+        epsilon: float | str | None = None,
         allowed: np.ndarray | None = None,
         return_stats: bool = False,
     ) -> Any:
@@ -327,6 +338,8 @@ class HierarchicalHashIndex(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transfor
             Whether to return distances too.
         n_probes : int, default=None
             Leaves to open; None takes the index's.
+        epsilon : float or "auto", default=None
+            How much farther than the nearest leaf others may be that are opened too; None takes the index's.
         allowed : ndarray of shape (n_positions_,), dtype bool, default=None
             Items that may be returned. The others are left out before anything is scored.
         return_stats : bool, default=False
@@ -352,7 +365,8 @@ class HierarchicalHashIndex(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transfor
         With `X=None`, the mean level scores of the items that share an item's leaves stand for its own.
         """
         check_is_fitted(self)
-        distances, positions, stats = self._search(self._items, X, n_neighbors, n_probes, allowed)
+        options = self._search_options(n_probes, epsilon, allowed)
+        distances, positions, stats = self._search(self._items, X, n_neighbors, options)
         return _choose((distances, return_distance), (positions, True), (stats, return_stats))
 
     def _search(
@@ -360,13 +374,11 @@ class HierarchicalHashIndex(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transfor
         items: FittedItems,
         X: Any,
         n_neighbors: int | None,
-        n_probes: int | None,
-        allowed: np.ndarray | None,
+        options: dict[str, Any],
     ) -> tuple[np.ndarray, np.ndarray, SearchStats]:
         """Search one snapshot, which whoever asks for more than neighbours must hold on to."""
         n_neighbors = _check_n_neighbors(self.n_neighbors if n_neighbors is None else n_neighbors)
         _check_enough_items(X, n_neighbors, items.table.n_live_items)
-        options = self._search_options(n_probes, allowed)
         found = [
             items.search(queries, n_neighbors, exclude=own, **options)
             for queries, own in self._queries(X, items)
@@ -396,13 +408,31 @@ class HierarchicalHashIndex(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transfor
         for own, described in items.own_queries():
             yield described, own
 
-    def _search_options(self, n_probes: int | None, allowed: np.ndarray | None) -> dict[str, Any]:
+    def _search_options(
+        self,
+        n_probes: int | None = None,
+        epsilon: float | str | None = None,
+        allowed: np.ndarray | None = None,
+    ) -> dict[str, Any]:
+        n_probes = self.n_probes if n_probes is None else n_probes
         return {
-            "n_probes": self.n_probes if n_probes is None else n_probes,
+            "n_probes": n_probes,
+            "epsilon": self._resolve_epsilon(self.epsilon if epsilon is None else epsilon, n_probes),
             "probing": self.probing,
             "allowed": allowed,
             "n_jobs": self.n_jobs,
         }
+
+    def _resolve_epsilon(self, epsilon: Any, n_probes: int | None) -> float:
+        """Turn `epsilon` into a number: "auto" asks the gallery, unless the probes are counted."""
+        if isinstance(epsilon, str) and epsilon == "auto":
+            gallery: Gallery | None = getattr(self, "gallery_", None)
+            if gallery is None or n_probes is not None or self.probing != "centroids":
+                return 0.0
+            return gallery.epsilon
+        if not isinstance(epsilon, Real) or not 0 <= float(epsilon) < math.inf:
+            raise ValueError(f"Expected epsilon to be 'auto' or a finite number >= 0, got {epsilon!r}.")
+        return float(epsilon)
 
     def _count(self, found: list) -> SearchStats:
         stats = sum((part.stats for part in found), SearchStats())
@@ -416,6 +446,7 @@ class HierarchicalHashIndex(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transfor
         return_distance: bool = True,
         *,
         n_probes: int | None = None,
+        epsilon: float | str | None = None,
         allowed: np.ndarray | None = None,
         return_stats: bool = False,
     ) -> Any:
@@ -432,6 +463,8 @@ class HierarchicalHashIndex(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transfor
             Whether to return distances too.
         n_probes : int, default=None
             Leaves to open; None takes the index's. No further leaf is opened, however few items are found.
+        epsilon : float or "auto", default=None
+            How much farther than the nearest leaf others may be that are opened too; None takes the index's.
         allowed : ndarray of shape (n_positions_,), dtype bool, default=None
             Items that may be returned.
         return_stats : bool, default=False
@@ -453,7 +486,7 @@ class HierarchicalHashIndex(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transfor
         """
         check_is_fitted(self)
         items = self._items
-        options = self._search_options(n_probes, allowed)
+        options = self._search_options(n_probes, epsilon, allowed)
         found = [
             items.radius_search(
                 queries,
@@ -479,6 +512,7 @@ class HierarchicalHashIndex(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transfor
         mode: str = "connectivity",
         *,
         n_probes: int | None = None,
+        epsilon: float | str | None = None,
         allowed: np.ndarray | None = None,
     ) -> sp.csr_matrix:
         """Nearest neighbours as a sparse graph.
@@ -493,6 +527,8 @@ class HierarchicalHashIndex(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transfor
             Entries: ones, or Euclidean distances of embeddings.
         n_probes : int, default=None
             Leaves to open; None takes the index's.
+        epsilon : float or "auto", default=None
+            How much farther than the nearest leaf others may be that are opened too; None takes the index's.
         allowed : ndarray of shape (n_positions_,), dtype bool, default=None
             Items that may be returned.
 
@@ -510,7 +546,8 @@ class HierarchicalHashIndex(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transfor
             raise ValueError(f"Expected mode to be 'connectivity' or 'distance', got {mode!r}.")
         check_is_fitted(self)
         items = self._items
-        distances, positions, _ = self._search(items, X, n_neighbors, n_probes, allowed)
+        options = self._search_options(n_probes, epsilon, allowed)
+        distances, positions, _ = self._search(items, X, n_neighbors, options)
         values = distances.astype(np.float64) if mode == "distance" else np.ones(distances.shape)
         indptr = np.arange(len(positions) + 1) * positions.shape[1]
         return sp.csr_matrix(
@@ -561,7 +598,7 @@ class HierarchicalHashIndex(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transfor
         labels = items.labels
         if labels is None:
             raise ValueError("Expected an index that was fitted with y, but labels_ is None.")
-        return precision_at_k(y, labels[self._search(items, X, None, None, None)[1]])
+        return precision_at_k(y, labels[self._search(items, X, None, self._search_options())[1]])
 
     def add(self, X: Any, y: Any = None) -> np.ndarray:
         """Append items.
@@ -646,7 +683,12 @@ class HierarchicalHashIndex(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transfor
         return self._items.table.to_faiss()
 
     def faiss_lists(
-        self, X: Any, n_neighbors: int | None = None, *, n_probes: int | None = None
+        self,
+        X: Any,
+        n_neighbors: int | None = None,
+        *,
+        n_probes: int | None = None,
+        epsilon: float | str | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Prepare queries for the index of `to_faiss`: what its `search_preassigned` wants to know.
 
@@ -658,6 +700,8 @@ class HierarchicalHashIndex(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transfor
             Neighbours that will be asked for; None takes the index's.
         n_probes : int, default=None
             Leaves to open; None takes the index's.
+        epsilon : float or "auto", default=None
+            How much farther than the nearest leaf others may be that are opened too; None takes the index's.
 
         Returns
         -------
@@ -669,7 +713,7 @@ class HierarchicalHashIndex(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transfor
         check_is_fitted(self)
         n_neighbors = _check_n_neighbors(self.n_neighbors if n_neighbors is None else n_neighbors)
         items = self._items
-        options = self._search_options(n_probes, None)
+        options = self._search_options(n_probes, epsilon)
         opened, options = items.leaves_to_open(self._describe(X), n_neighbors, **options)
         embedding, level_scores, codes = opened
         return embedding, items.table.cells_to_probe(level_scores, codes, n_neighbors, **options)

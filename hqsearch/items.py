@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,8 @@ MOST_BUCKETS = 1024
 # Leaves that are ranked in search of enough candidates; the table opens further ones by their scores.
 _FEW_RANKED, _MOST_RANKED = 4, 64
 _BLOCK = 16384
+# In the place of a leaf, where there is none.
+_NOWHERE = np.int64(2**63 - 1)
 
 
 @dataclass(frozen=True)
@@ -175,15 +177,21 @@ class FittedItems:
         n_neighbors: int,
         *,
         n_probes: int | None = None,
+        epsilon: float = 0.0,
         probing: str = "centroids",
         exclude: np.ndarray | None = None,
         allowed: np.ndarray | None = None,
         n_jobs: int | None = None,
     ) -> SearchResult:
         """Find neighbours; see `LeafTable.search`, and `leaves_to_open` for `probing="centroids"`."""
-        n_wanted = n_neighbors + (exclude is not None)
         opened, options = self.leaves_to_open(
-            described, n_wanted, n_probes=n_probes, probing=probing, allowed=allowed, n_jobs=n_jobs
+            described,
+            n_neighbors + (exclude is not None),
+            n_probes=n_probes,
+            epsilon=epsilon,
+            probing=probing,
+            allowed=allowed,
+            n_jobs=n_jobs,
         )
         return self.table.search(
             *opened, n_neighbors, exclude=exclude, allowed=allowed, n_jobs=n_jobs, **options
@@ -195,6 +203,7 @@ class FittedItems:
         radius: float,
         *,
         n_probes: int | None = None,
+        epsilon: float = 0.0,
         probing: str = "centroids",
         exclude: np.ndarray | None = None,
         allowed: np.ndarray | None = None,
@@ -202,7 +211,13 @@ class FittedItems:
     ) -> RadiusResult:
         """Find all within a radius; see `LeafTable.radius_search`."""
         opened, options = self.leaves_to_open(
-            described, 0, n_probes=n_probes, probing=probing, allowed=allowed, n_jobs=n_jobs
+            described,
+            0,
+            n_probes=n_probes,
+            epsilon=epsilon,
+            probing=probing,
+            allowed=allowed,
+            n_jobs=n_jobs,
         )
         return self.table.radius_search(
             *opened, radius, exclude=exclude, allowed=allowed, n_jobs=n_jobs, **options
@@ -215,6 +230,7 @@ class FittedItems:
         *,
         n_probes: int | None,
         probing: str,
+        epsilon: float = 0.0,
         allowed: np.ndarray | None = None,
         n_jobs: int | None = None,
     ) -> tuple[Described, dict[str, Any]]:
@@ -231,6 +247,8 @@ class FittedItems:
         probing : {"centroids", "best_first", "lexicographic"}
             "centroids" names the leaves whose centroids are nearest, of those that hold items, and further
             ones while the first hold fewer than `n_wanted`. With the others the codes stay.
+        epsilon : float, default=0.0
+            Of the 64 nearest leaves, those at most `1 + epsilon` times as far as the nearest are opened too.
         allowed : ndarray of shape (table.n_items,), dtype bool, default=None
             Items that count.
         n_jobs : int or None, default=None
@@ -239,7 +257,7 @@ class FittedItems:
         Returns
         -------
         described : tuple of ndarray
-            Queries whose codes are these leaves, nearest first.
+            Queries whose codes are these leaves, nearest first; with `epsilon` the further ones in reserve.
         options : dict
             `n_probes` and `probing` for the table.
         """
@@ -248,6 +266,8 @@ class FittedItems:
                 f"Expected probing='centroids' for items that are listed by centroids, got {probing!r}; "
                 "fit with listing='codes' for leaves by codes."
             )
+        if probing != "centroids" and epsilon > 0:
+            raise ValueError(f"Expected epsilon=0 with probing={probing!r}, got {epsilon!r}.")
         if probing != "centroids" or self.centroids is None:
             fallback = "best_first" if probing == "centroids" else probing
             return described, {"n_probes": n_probes, "probing": fallback}
@@ -270,7 +290,15 @@ class FittedItems:
         # depend on how many leaves are ranked, or on the other queries.
         enough = n_wanted * self.table.sparsity
         # Ranking a few takes hardly longer than ranking one, and twice as long where one is not enough.
-        width = min(n_opened if sizes[holds_items].min() >= enough else max(n_opened, _FEW_RANKED), n_leaves)
+        one_is_enough = epsilon == 0 and sizes[holds_items].min() >= enough
+        width = min(n_opened if one_is_enough else max(n_opened, _FEW_RANKED), n_leaves)
+        if epsilon > 0:
+            rank = partial(self.centroids.rank, allowed=there, n_jobs=n_jobs)
+            rows, n_near = _rank_near(rank, embedding, level_scores, sizes, (width, most), enough, epsilon)
+            leaf_ids = np.append(self.centroids.leaf_ids, _NOWHERE)[rows]
+            in_reserve = np.arange(rows.shape[1]) >= np.maximum(n_near, n_opened)[:, None]
+            np.invert(leaf_ids, out=leaf_ids, where=in_reserve)
+            return (embedding, self._for_table(level_scores), leaf_ids), options | {"n_probes": None}
         while True:
             rows = self.centroids.nearest(embedding, level_scores, width, allowed=there, n_jobs=n_jobs)
             if width >= most or sizes[rows].sum(1).min() >= enough:
@@ -362,6 +390,55 @@ class IndexState:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__()  # type: ignore[misc]
+
+
+def _rank_near(
+    rank: Callable[..., tuple[np.ndarray, np.ndarray]],
+    embedding: np.ndarray,
+    level_scores: np.ndarray,
+    sizes: np.ndarray,
+    widths: tuple[int, int],
+    enough: int,
+    epsilon: float,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rank leaves until one is too far and those before it hold enough, more of them where it takes more.
+
+    Parameters
+    ----------
+    rank : callable
+        Names the nearest leaves of queries, and their distances; see `LeafCentroids.rank`.
+    embedding, level_scores : ndarray
+        The queries.
+    sizes : ndarray of shape (n_leaves,), dtype int64
+        Items of each leaf.
+    widths : tuple of int
+        How many leaves to rank at first, and at most.
+    enough : int
+        Items that are wanted.
+    epsilon : float
+        A leaf more than `1 + epsilon` times as far as the nearest one is too far.
+
+    Returns
+    -------
+    rows : ndarray of shape (n_queries, n_ranked), dtype int64
+        Leaves, nearest first, filled up with -1.
+    n_near : ndarray of shape (n_queries,), dtype int64
+        How many of them are not too far.
+    """
+    width, most = widths
+    n_queries = len(embedding)
+    rows, n_near = np.empty((n_queries, 0), dtype=np.int64), np.empty(n_queries, dtype=np.int64)
+    todo = np.arange(n_queries)
+    while len(todo):
+        ranked, distances = rank(embedding[todo], level_scores[todo], width)
+        n_near[todo] = (distances <= (1 + epsilon) * distances[:, :1]).sum(1)
+        rows = np.pad(rows, ((0, 0), (0, width - rows.shape[1])), constant_values=-1)
+        rows[todo] = ranked
+        if width >= most:
+            break
+        todo = todo[(n_near[todo] == width) | (sizes[ranked].sum(1) < enough)]
+        width = min(4 * width, most)
+    return rows, n_near
 
 
 def _check_same_kind(first: np.ndarray, second: np.ndarray) -> None:

@@ -56,17 +56,19 @@ def distances_by_definition(fitted, queries, prior=PRIOR, weight=1.0, code_of=No
     return np.array(total).T + prior * np.log(sizes.max() / sizes), leaf_ids
 
 
-def search_by_definition(fitted, queries, live, k, n_probes, exclude=None):
+def search_by_definition(fitted, queries, live, k, n_probes, exclude=None, epsilon=0.0):
     """Positions of the k nearest live items in the nearest leaves that hold live ones."""
     distances, leaf_ids = distances_by_definition(fitted, queries)
     found, n_candidates = [], 0
     exclude = np.full(len(distances), -1) if exclude is None else exclude
     for query, row, own in zip(queries[0], distances, exclude, strict=True):
-        candidates, opened = np.zeros(len(live) + 1, dtype=bool), 0
-        for leaf in leaf_ids[np.argsort(row, kind="stable")]:
-            if opened >= n_probes and candidates.sum() >= k:
+        candidates, opened, nearest = np.zeros(len(live) + 1, dtype=bool), 0, np.inf
+        for i in np.argsort(row, kind="stable"):
+            here = (fitted[2] == leaf_ids[i]).any(1) & live
+            nearest = min(nearest, np.sqrt(row[i]) if here.any() else np.inf)
+            is_near = np.sqrt(row[i]) <= (1 + epsilon) * nearest
+            if opened >= n_probes and not is_near and candidates.sum() >= k:
                 break
-            here = (fitted[2] == leaf).any(1) & live
             candidates[:-1] |= here
             candidates[own] = False
             opened += here.any()

@@ -12,7 +12,7 @@ from sklearn.utils import check_random_state
 import hqsearch.encoder
 import hqsearch.fitting
 from hqsearch import HierarchicalHashEncoder, HierarchicalHashIndex
-from hqsearch.codes import mean_confidence
+from hqsearch.codes import mean_score_gap
 from hqsearch.embedding import resolve_gallery, split_validation
 from hqsearch.metrics import precision_at_k
 
@@ -47,38 +47,53 @@ def index(encoder, parts):
 
 def assert_same(first, second):
     """Check two galleries bit by bit."""
-    for name in ("hidden_weight", "embedding_weight", "axes"):
+    for name in ("hidden_weight", "embedding_weight", "epsilon", "axes"):
         np.testing.assert_array_equal(getattr(first, name), getattr(second, name))
 
 
+def precision(embedding, y):
+    """Precision@16 of items among themselves, each without itself."""
+    distances = np.square(embedding[:, None] - embedding[None]).sum(-1)
+    np.fill_diagonal(distances, np.inf)
+    return precision_at_k(y, y[np.argsort(distances, 1)[:, :16]])
+
+
 @pytest.mark.parametrize(
-    ("confidence_share", "expected"),
-    [(0.91, (1.85, 2.5)), (0.85, (3.0, 4.0)), (0.1, (3.0, 4.0)), (0.969, (0.7192, 1.025))],
+    ("loss", "gap_share", "expected"),
+    [
+        ("proxy", 0.825, (1.85, 2.5, 0.1)),
+        ("proxy", 0.7, (3.0, 4.0, 0.2)),
+        ("proxy", 0.1, (3.0, 4.0, 0.2)),
+        ("proxy", 0.94, (0.792, 1.12, 0.008)),
+        ("npairs", 0.825, (0.5, 2.5, 0.1)),
+        ("triplet", 0.825, (1.5, 2.5, 0.1)),
+    ],
 )
-def test_weights_rise_where_a_gallery_is_less_sure(confidence_share, expected):
-    assert resolve_gallery("proxy", confidence_share) == pytest.approx(expected, abs=1e-4)
+def test_weights_rise_where_scores_of_a_gallery_are_closer(loss, gap_share, expected):
+    names = ("hidden_weight", "embedding_weight", "epsilon")
+    assert resolve_gallery(loss, gap_share) == pytest.approx(dict(zip(names, expected, strict=True)))
 
 
-@pytest.mark.parametrize("confidence_share", [0.97, 1.0, 1.2])
-def test_weights_stay_where_it_is_as_sure(confidence_share):
-    assert resolve_gallery("proxy", confidence_share) is None
+@pytest.mark.parametrize("gap_share", [0.95, 1.0, 1.2])
+def test_weights_stay_where_they_are_as_far_apart(gap_share):
+    assert resolve_gallery("proxy", gap_share) is None
 
 
-def test_confidence_is_the_probability_of_the_best_leaf():
-    probabilities = np.array([[[0.9, 0.1], [0.3, 0.7]], [[0.5, 0.5], [0.2, 0.8]]])
-    assert mean_confidence(np.log(probabilities)) == pytest.approx((0.515, 0.115))
+def test_gaps_are_of_the_two_best_buckets_of_each_level():
+    level_scores = np.array([[[0.9, 0.1, 0.5], [0.3, 0.7, -1]], [[0.5, 0.5, 0.2], [0.2, 0.8, 0]]])
+    assert mean_score_gap(level_scores) == pytest.approx((0.7, 0.1))
 
 
-def test_confidence_is_that_of_held_out_items(encoder, parts):
+def test_the_gap_is_that_of_held_out_items(encoder, parts):
     X, y = parts["train"]
     # The hold-out that `fit` made.
     split_seed = check_random_state(0).randint(np.iinfo(np.int32).max, size=3)[0]
     held_out = split_validation(y, encoder.validation_fraction, np.random.default_rng(split_seed))[1]
-    expected = mean_confidence(encoder.level_scores(X[held_out]))
-    assert encoder.confidence_ == pytest.approx(expected, rel=1e-6)
-    known, others = (mean_confidence(encoder.level_scores(parts[name][0])) for name in ("known", "others"))
-    assert encoder.confidence_[0] == pytest.approx(known[0], abs=0.03)
-    assert others[0] < 0.9 * encoder.confidence_[0]
+    expected = mean_score_gap(encoder.level_scores(X[held_out]))
+    assert encoder.score_gap_ == pytest.approx(expected, rel=1e-6)
+    known, others = (mean_score_gap(encoder.level_scores(parts[name][0])) for name in ("known", "others"))
+    assert encoder.score_gap_[0] == pytest.approx(known[0], rel=0.05)
+    assert others[0] < 0.7 * encoder.score_gap_[0]
 
 
 def test_known_classes_ask_for_nothing(encoder, parts):
@@ -103,12 +118,19 @@ def test_other_classes_ask_for_an_embedding_that_ranks_them_better(encoder, part
     for mine, usual in zip(described[1:], encoder.describe(X)[1:], strict=True):
         np.testing.assert_array_equal(mine, usual)
 
-    def precision(embedding):
-        distances = np.square(embedding[:, None] - embedding[None]).sum(-1)
-        np.fill_diagonal(distances, np.inf)
-        return precision_at_k(y, y[np.argsort(distances, 1)[:, :16]])
+    assert precision(suited, y) > precision(before, y) + 0.02
 
-    assert precision(suited) > precision(before) + 0.02
+
+@pytest.mark.parametrize("loss", ["npairs", "triplet"])
+def test_the_papers_losses_ask_for_it_too(loss, parts):
+    encoder = HierarchicalHashEncoder(**PARAMETERS, loss=loss).fit(*parts["train"])
+    assert encoder.gallery_of(parts["known"][0]) is None
+    X, y = parts["others"]
+    gallery = encoder.gallery_of(X)
+    assert gallery.hidden_weight > (0.5 if loss == "npairs" else 1.5)
+    assert gallery.epsilon > 0.1
+    before, suited = encoder.embed(X), encoder.embed(X, gallery)
+    assert precision(suited, y) > precision(before, y) + 0.02
 
 
 def test_axes_are_those_of_the_gallery_at_its_weight(encoder, parts):
@@ -130,6 +152,9 @@ def test_an_index_ranks_by_the_gallery_of_its_items(encoder, index, parts):
     spread = np.square(items - items.mean(0)).sum(1).mean()
     scale = index._items.centroids._scale
     assert scale**2 * spread == pytest.approx(index.gallery_.embedding_weight, rel=1e-4)
+    epsilons = (None, index.gallery_.epsilon, 0.0)
+    opened = [index.kneighbors(X, epsilon=e, return_stats=True)[2].leaves_opened for e in epsilons]
+    assert opened[0] == opened[1] > opened[2] == len(X)
 
 
 def test_an_index_that_fits_its_encoder_does_not_ask(parts, monkeypatch):
@@ -144,19 +169,18 @@ def test_the_encoder_of_an_index_says_the_same_as_before(encoder, index, parts):
 
 
 @pytest.mark.parametrize(
-    ("parameters", "has_confidence"),
+    ("parameters", "has_gap"),
     [
-        ({"loss": "npairs"}, False),
-        ({"loss": "triplet"}, False),
+        ({"branching_factor": 1, "n_levels": 1}, False),
         ({"validation_fraction": 0.0}, False),
         ({"hash_epochs": 0}, False),
         ({"hidden_weight": 0.7}, True),
     ],
 )
-def test_what_says_nothing_of_a_gallery(parameters, has_confidence, parts):
+def test_what_says_nothing_of_a_gallery(parameters, has_gap, parts):
     encoder = HierarchicalHashEncoder(**PARAMETERS | {"metric_epochs": 1, "hash_epochs": 1} | parameters)
     encoder.fit(*parts["train"])
-    assert (encoder.confidence_ is not None) == has_confidence
+    assert (encoder.score_gap_ is not None) == has_gap
     assert encoder.gallery_of(parts["others"][0]) is None
 
 
@@ -169,7 +193,10 @@ def test_few_items_and_pickles_of_before_say_nothing(encoder, parts):
     X = parts["others"][0]
     assert encoder.gallery_of(X[:15]) is None
     earlier = pickle.loads(pickle.dumps(encoder))
-    del earlier.confidence_
+    del earlier.score_gap_
+    assert earlier.gallery_of(X) is None
+    # All scores alike.
+    earlier.score_gap_ = (0.0, 0.0)
     assert earlier.gallery_of(X) is None
 
 
@@ -177,16 +204,13 @@ def test_few_items_and_pickles_of_before_say_nothing(encoder, parts):
 def test_a_difference_within_two_standard_errors_says_nothing(
     error, n_items, asks, encoder, parts, monkeypatch
 ):
-    # Four of five items are sure, one is not: 0.93 of the held-out items' confidence.
-    sure, unsure = 0.9, 0.65 * 0.9
-
+    # Four of five items have the gap of held-out ones, one has not: 0.9 of it on average.
     def level_scores(self, X):
-        confidences = np.where(np.arange(len(X)) % 5 == 0, unsure, sure)
-        scores = np.full((len(X), 2, 64), -9.0)
-        scores[:, :, 0] = np.log(confidences)[:, None] / 2
+        scores = np.zeros((len(X), 2, 64))
+        scores[:, :, 0] = np.where(np.arange(len(X)) % 5 == 0, 0.25, 0.5)[:, None]
         return scores
 
-    monkeypatch.setattr(encoder, "confidence_", (sure, error))
+    monkeypatch.setattr(encoder, "score_gap_", (1.0, error))
     monkeypatch.setattr(type(encoder._model), "level_scores", level_scores)
     assert (encoder.gallery_of(parts["others"][0][:n_items]) is not None) == asks
 
@@ -300,11 +324,11 @@ def test_an_interrupted_question_loses_no_fit(parts, monkeypatch):
     def interrupt(level_scores):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(hqsearch.fitting, "mean_confidence", interrupt)
+    monkeypatch.setattr(hqsearch.fitting, "mean_score_gap", interrupt)
     encoder = HierarchicalHashEncoder(**PARAMETERS | {"metric_epochs": 1, "hash_epochs": 1})
     with pytest.warns(UserWarning, match="interrupted after both stages"):
         encoder.fit(*parts["train"])
-    assert encoder.confidence_ is None
+    assert encoder.score_gap_ is None
     assert encoder.embed(parts["known"][0]).shape[1] == 16
 
 

@@ -26,10 +26,11 @@ _FEW_STEPS, _MANY_STEPS = 40, 120
 # Also measured there: what other classes gain, and trained ones lose, by the hidden layer in the embedding.
 _HIDDEN_WEIGHT = 0.7
 # Also measured there: what it is among other classes alone, how much the embedding counts beside the level
-# scores then, and the share of held-out items' confidence from which on a gallery's items count as of
-# trained classes, or as of others.
-_OTHER_CLASSES_WEIGHT, _OTHER_CLASSES_EMBEDDING = 3.0, 4.0
-_FAMILIAR, _UNFAMILIAR = 0.97, 0.85
+# scores then, how much farther than the nearest leaf those may be that are opened too, and the share of
+# held-out items' score gap from which on a gallery's items count as of trained classes, or as of others.
+_OTHER_CLASSES_WEIGHT = {"proxy": 3.0, "triplet": 3.0, "npairs": 1.0}
+_OTHER_CLASSES_EMBEDDING, _OTHER_CLASSES_EPSILON = 4.0, 0.2
+_FAMILIAR, _UNFAMILIAR = 0.95, 0.7
 # The first NVIDIA GPUs that multiply bfloat16.
 _CUDA_CAPABILITY = (8, 0)
 
@@ -138,28 +139,30 @@ def resolve_hidden_weight(hidden_weight: float | str, loss: str) -> float:
     return _HIDDEN_WEIGHT if loss == "proxy" else 0.0
 
 
-def resolve_gallery(loss: str, confidence_share: float) -> tuple[float, float] | None:
-    """Say how much hidden layer and embedding count in a gallery, where its items are of other classes.
+def resolve_gallery(loss: str, gap_share: float) -> dict[str, float] | None:
+    """Say how a gallery is searched, where its items are of other classes.
 
     Parameters
     ----------
     loss : {"npairs", "triplet", "proxy"}
         Of the training.
-    confidence_share : float
-        How sure of their leaves the gallery's items are, as a share of how sure held-out items of trained
-        classes are.
+    gap_share : float
+        Score gap of the gallery's items, as a share of that of held-out items of trained classes.
 
     Returns
     -------
-    (hidden_weight, embedding_weight) or None
-        Weights of the hidden layer in the embedding, and of the embedding beside the level scores when leaves
-        are ranked. None where the items are of trained classes.
+    dict or None
+        All of a `Gallery` but its axes. None where the items are of trained classes.
     """
-    others = min((_FAMILIAR - confidence_share) / (_FAMILIAR - _UNFAMILIAR), 1.0)
+    others = min((_FAMILIAR - gap_share) / (_FAMILIAR - _UNFAMILIAR), 1.0)
     if others <= 0:
         return None
     weight = resolve_hidden_weight("auto", loss)
-    return weight + others * (_OTHER_CLASSES_WEIGHT - weight), 1 + others * (_OTHER_CLASSES_EMBEDDING - 1)
+    return {
+        "hidden_weight": weight + others * (_OTHER_CLASSES_WEIGHT[loss] - weight),
+        "embedding_weight": 1 + others * (_OTHER_CLASSES_EMBEDDING - 1),
+        "epsilon": others * _OTHER_CLASSES_EPSILON,
+    }
 
 
 def resolve_captured(network: str | nn.Module | Callable, device: torch.device) -> bool:

@@ -28,7 +28,8 @@ FORMAT = "hqsearch"
 # 3: an encoder's embedding can be joined with the hidden layer.
 # 4: its hash stage can start with a new trunk.
 # 5: an index can have a gallery, which its encoder's embedding depends on.
-FORMAT_VERSION = 5
+# 6: galleries have an epsilon, and encoders compare score gaps to know them.
+FORMAT_VERSION = 6
 
 _DATA = re.compile(r"data-[0-9a-f]{16}")
 

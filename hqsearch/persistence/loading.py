@@ -75,12 +75,14 @@ def _has_encoder(thing: Any) -> bool:
 
 
 # What parameters that older folders lack stood for.
-_BEFORE = {"hidden_weight": 0.0, "hash_trunk": "metric"}
-# And what attributes that folders of before format 5 lack stood for.
+_BEFORE = {"hidden_weight": 0.0, "hash_trunk": "metric", "epsilon": 0.0}
+# And what attributes that folders of before format 6 lack stood for.
 _ATTRIBUTES_BEFORE: dict[str, dict[str, Any]] = {
-    "HierarchicalHashEncoder": {"confidence_": None},
+    "HierarchicalHashEncoder": {"score_gap_": None},
     "HierarchicalHashIndex": {"gallery_": None},
 }
+# Of format 5, which are of no use any more.
+_ATTRIBUTES_GONE = ("confidence_",)
 
 
 class _Loader:
@@ -94,7 +96,8 @@ class _Loader:
         self.trusted = trusted
 
     def build(self, cls: type, manifest: dict[str, Any]) -> Any:
-        state = {name: self._attribute(value, manifest) for name, value in manifest["state"].items()}
+        kept = {name: value for name, value in manifest["state"].items() if name not in _ATTRIBUTES_GONE}
+        state = {name: self._attribute(value, manifest) for name, value in kept.items()}
         estimator = self._make(cls, manifest["parameters"], state.get("encoder_"), state.get("_model"))
         vars(estimator).update(_ATTRIBUTES_BEFORE.get(manifest["estimator"], {}) | state)
         if "_items" in state:

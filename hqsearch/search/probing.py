@@ -156,6 +156,22 @@ def find_leaf(leaf_ids, leaf_id):
 
 
 @njit(**LEAF_KERNEL)
+def own_leaf(codes, query, place):
+    """Leaf in a query's row of codes, where negative numbers stand for leaves in reserve."""
+    code = codes[query, place]
+    return code if code >= 0 else ~code
+
+
+@njit(**LEAF_KERNEL)
+def count_wanted(codes, query):
+    """Leaves in a query's row of codes before those in reserve."""
+    n_wanted = 0
+    while n_wanted < codes.shape[1] and codes[query, n_wanted] >= 0:
+        n_wanted += 1
+    return n_wanted
+
+
+@njit(**LEAF_KERNEL)
 def equal_rows(rows, first, second):
     """Whether two rows of a matrix are equal."""
     for i in range(rows.shape[1]):
@@ -219,7 +235,8 @@ def plan_search(
     order : ndarray of shape (n_planned,), dtype int64
         The queries to plan, as rows of the arrays below.
     codes : ndarray of shape (n_queries, sparsity), dtype int64
-        Their own leaves, best first.
+        Their own leaves, best first; behind these ``~leaf`` for each one in reserve, which is opened before
+        others while candidates are too few.
     level_scores : ndarray of shape (n_queries, n_levels, branching_factor), dtype float32
         Read only for queries that open further leaves.
     own_cell : ndarray of shape (n_queries,), dtype int64
@@ -227,7 +244,7 @@ def plan_search(
     n_neighbors : int
         Candidates wanted; leaves are opened until there are as many.
     n_probes : int
-        Leaves to open at least; -1 stands for the query's own leaves.
+        Leaves to open at least; -1 stands for the query's own leaves but those in reserve.
     lexicographic : bool
         Whether further leaves come parent by parent instead of by the sum of level scores.
     shared : bool
@@ -275,7 +292,6 @@ def plan_search(
     best_scores = np.empty(0, dtype=np.float64)
     repeatable = False
     list_begin, last_found, last_opened, last_empty = 0, np.int64(0), 0, np.int64(0)
-    wanted = sparsity if n_probes < 0 else n_probes
     for place in range(n_planned):
         query = order[place]
         if repeatable and equal_rows(codes, query, order[place - 1]):
@@ -289,9 +305,10 @@ def plan_search(
                 totals[1] += last_empty
                 totals[2] += n_found
                 continue
+        wanted = count_wanted(codes, query) if n_probes < 0 else n_probes
         # Queries that follow one another differ in their later leaves first: copy what they share.
         n_opened = 0
-        while n_opened < min(n_own, wanted) and codes[query, n_opened] == own_codes[n_opened]:
+        while n_opened < min(n_own, wanted) and own_leaf(codes, query, n_opened) == own_codes[n_opened]:
             n_opened += 1
         n_kept = own_entries[n_opened]
         if shared:
@@ -315,7 +332,7 @@ def plan_search(
                 break
             is_own = n_opened < sparsity
             if is_own:
-                own_codes[n_opened] = codes[query, n_opened]
+                own_codes[n_opened] = own_leaf(codes, query, n_opened)
                 leaf = own_leaves[n_opened] = find_leaf(leaf_ids, own_codes[n_opened])
                 n_opened += 1
             else:

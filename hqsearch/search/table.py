@@ -365,7 +365,8 @@ class LeafTable:
         level_scores : ndarray of shape (n_queries, n_levels, branching_factor), dtype float32
             Scores of the buckets; read for queries that open leaves beyond their own.
         codes : ndarray of shape (n_queries, sparsity), dtype int64
-            Each query's own leaves, best first.
+            Each query's own leaves, best first. Behind these there may be leaves in reserve, as ``~leaf``, a
+            negative number: they don't count as own ones, but come before all others.
         n_neighbors : int
             Neighbours wanted, at least 1.
         n_probes : int or None, default=None

@@ -7,6 +7,7 @@ from plain_encoder import PlainEncoder
 from saved_estimators import assert_every_damage_is_refused, files_of
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
+from sklearn.frozen import FrozenEstimator
 
 from hqsearch import HierarchicalHashEncoder, HierarchicalHashIndex
 from hqsearch.persistence import folder as folders
@@ -75,9 +76,30 @@ def rewrite_manifest(path, change):
 
 def test_a_newer_format_is_refused(plain, tmp_path):
     plain.save(tmp_path)
-    rewrite_manifest(tmp_path, lambda manifest: manifest.update(format_version=6))
-    with pytest.raises(ValueError, match=r"manifest.json has format version 6, .*reads at most 5: install"):
+    rewrite_manifest(tmp_path, lambda manifest: manifest.update(format_version=7))
+    with pytest.raises(ValueError, match=r"manifest.json has format version 7, .*reads at most 6: install"):
         HierarchicalHashIndex.load(tmp_path, encoder=PlainEncoder)
+
+
+def test_a_gallery_of_an_older_format_opens_the_leaves_that_it_did(digits, tmp_path):
+    X, y, X_query, _ = digits
+    encoder = HierarchicalHashEncoder(metric_epochs=1, hash_epochs=1, embedding_dim=16, random_state=0)
+    encoder.fit(X[y < 7], y[y < 7])
+    # Wide enough to be of other classes.
+    encoder.score_gap_ = (1e3, 0.0)
+    index = HierarchicalHashIndex(FrozenEstimator(encoder)).fit(X)
+    index.save(tmp_path)
+
+    def as_before(manifest):
+        manifest["format_version"] = 5
+        del manifest["parameters"]["epsilon"]
+        del manifest["state"]["gallery_"]["object"][1]["epsilon"]
+
+    rewrite_manifest(tmp_path, as_before)
+    loaded = HierarchicalHashIndex.load(tmp_path)
+    assert (loaded.epsilon, loaded.gallery_.epsilon) == (0, 0)
+    np.testing.assert_array_equal(loaded.kneighbors(X_query)[1], index.kneighbors(X_query, epsilon=0.0)[1])
+    assert index.kneighbors(X_query, return_stats=True)[2].leaves_opened > len(X_query)
 
 
 def test_an_encoder_of_an_older_format_goes_on_being_trained_as_it_was(digits, tmp_path):
@@ -90,11 +112,12 @@ def test_an_encoder_of_an_older_format_goes_on_being_trained_as_it_was(digits, t
         manifest["format_version"] = 2
         for name in ("hidden_weight", "hash_trunk"):
             del manifest["parameters"][name]
-        del manifest["state"]["confidence_"]
+        manifest["state"]["confidence_"] = manifest["state"].pop("score_gap_")
 
     rewrite_manifest(tmp_path, as_before)
     loaded = HierarchicalHashEncoder.load(tmp_path)
-    assert loaded.confidence_ is None
+    assert loaded.score_gap_ is None
+    assert not hasattr(loaded, "confidence_")
     np.testing.assert_array_equal(loaded.embed(X_query), expected)
     assert (loaded.hidden_weight, loaded.hash_trunk) == (0, "metric")
     np.testing.assert_array_equal(clone(loaded).fit(X, y).embed(X_query), expected)
