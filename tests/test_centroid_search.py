@@ -15,17 +15,18 @@ from hqsearch.codes import greedy_codes
 from hqsearch.items import FittedItems
 
 
+@pytest.mark.parametrize("epsilon", [0.0, 0.02, 0.1, 0.5])
 @pytest.mark.parametrize(
     ("sparsity", "k", "n_probes"), [(1, 3, None), (1, 3, 4), (1, 60, 2), (3, 3, None), (3, 5, 7)]
 )
-def test_a_search_opens_the_nearest_leaves_that_hold_items(sparsity, k, n_probes):
+def test_a_search_opens_the_nearest_leaves_that_hold_items(sparsity, k, n_probes, epsilon):
     fitted, queries = describe(300, 0, sparsity), describe(40, 1, sparsity)
     items = FittedItems.from_blocks([fitted], branching_factor=D, n_levels=LEVELS)
     n_opened = sparsity if n_probes is None else n_probes
     live = np.ones(300, dtype=bool)
     for _ in range(3):
-        expected, n_candidates = search_by_definition(fitted, queries, live, k, n_opened)
-        result = items.search(queries, k, n_probes=n_probes)
+        expected, n_candidates = search_by_definition(fitted, queries, live, k, n_opened, epsilon=epsilon)
+        result = items.search(queries, k, n_probes=n_probes, epsilon=epsilon)
         np.testing.assert_array_equal(result.positions, expected)
         assert (result.stats.candidates, result.stats.empty_leaves) == (n_candidates, 0)
         # Empty the leaves that most queries open: they are passed by.
@@ -35,8 +36,8 @@ def test_a_search_opens_the_nearest_leaves_that_hold_items(sparsity, k, n_probes
         items = items.remove(gone)
     masked = FittedItems.from_blocks([fitted], branching_factor=D, n_levels=LEVELS)
     np.testing.assert_array_equal(
-        masked.search(queries, k, n_probes=n_probes, allowed=live).positions,
-        items.search(queries, k, n_probes=n_probes).positions,
+        masked.search(queries, k, n_probes=n_probes, epsilon=epsilon, allowed=live).positions,
+        items.search(queries, k, n_probes=n_probes, epsilon=epsilon).positions,
     )
 
 

@@ -11,32 +11,6 @@ from hqsearch.gallery import Gallery
 from hqsearch.items import FittedItems
 
 
-@pytest.mark.parametrize("epsilon", [0.02, 0.1, 0.5])
-@pytest.mark.parametrize(
-    ("sparsity", "k", "n_probes"), [(1, 3, None), (1, 3, 4), (1, 60, 2), (3, 3, None), (3, 5, 7)]
-)
-def test_a_search_opens_the_leaves_that_are_hardly_farther(sparsity, k, n_probes, epsilon):
-    fitted, queries = describe(300, 0, sparsity), describe(40, 1, sparsity)
-    items = FittedItems.from_blocks([fitted], branching_factor=D, n_levels=LEVELS)
-    n_opened = sparsity if n_probes is None else n_probes
-    live = np.ones(300, dtype=bool)
-    for _ in range(3):
-        expected, n_candidates = search_by_definition(fitted, queries, live, k, n_opened, epsilon=epsilon)
-        result = items.search(queries, k, n_probes=n_probes, epsilon=epsilon)
-        np.testing.assert_array_equal(result.positions, expected)
-        assert (result.stats.candidates, result.stats.empty_leaves) == (n_candidates, 0)
-        # Empty the leaves that most queries open: they are passed by.
-        busiest = np.bincount(fitted[2][expected[:, 0]].ravel()).argmax()
-        gone = np.flatnonzero((fitted[2] == busiest).any(1) & live)
-        live[gone] = False
-        items = items.remove(gone)
-    masked = FittedItems.from_blocks([fitted], branching_factor=D, n_levels=LEVELS)
-    np.testing.assert_array_equal(
-        masked.search(queries, k, n_probes=n_probes, epsilon=epsilon, allowed=live).positions,
-        items.search(queries, k, n_probes=n_probes, epsilon=epsilon).positions,
-    )
-
-
 def test_each_query_opens_as_many_as_are_near_to_it():
     fitted, queries = describe(300, 0), describe(40, 1)
     items = FittedItems.from_blocks([fitted], branching_factor=D, n_levels=LEVELS)
