@@ -147,9 +147,9 @@ def test_an_index_probes_by_centroids_unless_told_otherwise(grid_encoder):
 def test_lists_for_faiss_are_those_of_the_search(grid_encoder, n_items):
     points = np.random.default_rng(0).uniform(-0.5, 3.5, (n_items, 2))
     index = HierarchicalHashIndex(grid_encoder(), sparsity=2).fit(points)
-    for n_probes in (None, 5):
-        _, lists = index.faiss_lists(points[:50], 3, n_probes=n_probes)
-        _, _, stats = index.kneighbors(points[:50], 3, n_probes=n_probes, return_stats=True)
+    for options in ({}, {"n_probes": 5}, {"epsilon": 0.4}):
+        _, lists = index.faiss_lists(points[:50], 3, **options)
+        _, _, stats = index.kneighbors(points[:50], 3, **options, return_stats=True)
         sizes = np.append(index.table_._directory.cell_live, 0)
         assert sizes[lists].sum() == stats.candidates
 
