@@ -69,11 +69,18 @@ def precision_tables(result, found):
 
 
 def curves(found, protocol, direction, k):
-    """Mean curve of each system: name to (SUF, precision), along the points that all seeds have."""
+    """Mean curve of each system: name to (SUF, precision), along the points that all seeds have.
+
+    A curve of some seeds only is none: galleries are noticed one by one.
+    """
     out = {}
+    n_seeds = max(
+        (len(records) for key, records in found.items() if key[:2] == (protocol, direction)), default=0
+    )
     for (p, d, system, _), records in found.items():
         if (
             (p, d) != (protocol, direction)
+            or len(records) < n_seeds
             or "curve" not in records[0]
             or f"SUF@{k}" not in records[0]["curve"][0]
         ):
@@ -161,7 +168,7 @@ def closed_set(found):
             yield goal, where, fast and min(gaps) >= -0.005, points(gaps)
         suf = mean(ours, "SUF@16")
         for (name, s), records in group.items():
-            flat = name.startswith(("one level", "Th", "VQ", "LSH"))
+            flat = name.startswith(("one level", "Th", "VQ", "LSH")) and not name.endswith(OVER_EPSILON)
             if not flat or mean(records, "SUF@16") < 0.8 * suf:
                 continue
             gaps = [mean(ours, f"P@{k}") - mean(records, f"P@{k}") for k in KS]
