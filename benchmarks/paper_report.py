@@ -127,7 +127,7 @@ def against_exhaustive(result, found):
         ours = found[protocol, direction, "hqsearch", s]
         where = f"{protocol}, {direction}, s = {s}"
         for system in ("exhaustive", "exhaustive, trained embedding alone"):
-            # The second one is there only where the embedding is joined with the hidden layer.
+            # The second one is there only where the embedding can be joined with the hidden layer.
             if system != "exhaustive" and (protocol, direction, system, None) not in found:
                 continue
             # Seed by seed: both search embeddings of one network.

@@ -157,8 +157,8 @@ class HierarchicalHashEncoder(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transf
     score_gap_ : tuple of float or None
         Mean gap between the level scores of the best and the second best bucket of held-out items, summed
         over the levels, and its standard error, which `gallery_of` compares with. None where fewer than two
-        items were held out, the hash stage was not trained, there is one bucket a level, or the encoder was
-        saved by an earlier version.
+        items were held out, the hash stage was not trained, there is one bucket a level, `fit` was
+        interrupted, or the encoder was saved by an earlier version.
     n_features_in_ : int
         `X.shape[1]`: features of a vector, channels of an image.
     feature_names_in_ : ndarray of shape (n_features_in_,)
@@ -475,14 +475,14 @@ class HierarchicalHashEncoder(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transf
         return embedding, level_scores, greedy_codes(level_scores, self.sparsity)
 
     def gallery_of(self, X: Any) -> Gallery | None:
-        """Say what embedding suits items to be searched, where they are of other classes than `fit` has seen.
+        """Say what suits items to be searched, where they are of other classes than `fit` has seen.
 
         An index asks this in its `fit`, of the items that it is fitted to, when its encoder is frozen. It
         needs no labels: the best buckets of items of trained classes are as far ahead of the second best as
         those of items that `fit` held out (`score_gap_`), of others less. From 95 % of that down to 70 %,
-        beyond two standard errors, the weight of the hidden layer in the embedding rises to 3 (npairs: 1),
-        that of the embedding beside the level scores from 1 to 4, and the index's `epsilon` from 0 to 0.2.
-        The principal axes then are those of X.
+        beyond two standard errors, the weight of the hidden layer in the embedding rises to 3 (npairs: 1) and
+        that of the embedding beside the level scores from 1 to 4, and in the second half of that way the
+        index's `epsilon` from 0 to 0.2. The principal axes then are those of X.
 
         Parameters
         ----------

@@ -52,19 +52,21 @@ class HierarchicalHashIndex(
         estimator serves that has `fit`, `embed`, `encode`, `level_scores` and the attributes `n_levels`,
         `branching_factor` and `sparsity`. Where it also has `describe(X)`, which returns embedding, level
         scores and codes together, that is called instead of the three; where a frozen one has
-        `gallery_of(X)`, that is asked in `fit` what embedding suits the items (`gallery_`).
+        `gallery_of(X)`, that is asked in `fit` what suits the items, and returns a `Gallery` or None
+        (`gallery_`).
     sparsity : int or None, default=None
         None keeps the encoder's; a number overrides it.
     n_neighbors : int, default=5
         Neighbours of a query, unless a call says otherwise.
     n_probes : int or None, default=None
-        Leaves to open for each query. None opens as many as a code has. Either way more are opened while
-        fewer than `n_neighbors` candidates are there.
+        Leaves to open for each query. None opens as many as a code has. Either way more are opened where
+        `epsilon` says so, and while fewer than `n_neighbors` candidates are there.
     epsilon : float or "auto", default="auto"
         Beside the nearest leaf a query also opens those, of the 64 nearest, that are at most `1 + epsilon`
         times as far: one that lies between leaves opens several, one amid the items of a leaf only that. It
-        takes `probing="centroids"`. "auto" is 0 where a number of probes is given, and else what `gallery_`
-        says: 0 among items of classes that the encoder was trained on, up to 0.2 among others.
+        takes `probing="centroids"`, and does nothing where there are no centroids (see Notes). "auto" is 0
+        where a number of probes is given, and else what `gallery_` says: 0, or up to 0.2 where the items look
+        like other classes than those that the encoder was trained on.
     mode : {"distance", "connectivity"}, default="distance"
         Entries of the graph that `transform` returns: distances, or ones.
     probing : {"centroids", "best_first", "lexicographic"}, default="centroids"
@@ -217,8 +219,10 @@ class HierarchicalHashIndex(
         Raises
         ------
         ValueError
-            If the encoder refuses X or y, or their lengths differ.
+            If the encoder refuses X or y, their lengths differ, or `epsilon` does not go with `probing`.
         """
+        if self.probing != "centroids" and self.epsilon not in ("auto", 0):
+            raise ValueError(f"Expected epsilon=0 with probing={self.probing!r}, got {self.epsilon!r}.")
         validate_data(self, X, skip_check_array=True)
         labels = self._check_labels(X, y)
         self.encoder_ = self._check_protocol(self._fit_encoder(X, y))

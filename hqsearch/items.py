@@ -294,9 +294,11 @@ class FittedItems:
         width = min(n_opened if one_is_enough else max(n_opened, _FEW_RANKED), n_leaves)
         if epsilon > 0:
             rank = partial(self.centroids.rank, allowed=there, n_jobs=n_jobs)
-            rows, n_near = _rank_near(rank, embedding, level_scores, sizes, (width, most), enough, epsilon)
+            rows, n_certain = _rank_near(
+                rank, embedding, level_scores, sizes, (n_opened, width, most), enough, epsilon
+            )
             leaf_ids = np.append(self.centroids.leaf_ids, _NOWHERE)[rows]
-            in_reserve = np.arange(rows.shape[1]) >= np.maximum(n_near, n_opened)[:, None]
+            in_reserve = np.arange(rows.shape[1]) >= n_certain[:, None]
             np.invert(leaf_ids, out=leaf_ids, where=in_reserve)
             return (embedding, self._for_table(level_scores), leaf_ids), options | {"n_probes": None}
         while True:
@@ -397,11 +399,11 @@ def _rank_near(
     embedding: np.ndarray,
     level_scores: np.ndarray,
     sizes: np.ndarray,
-    widths: tuple[int, int],
+    widths: tuple[int, int, int],
     enough: int,
     epsilon: float,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Rank leaves until one is too far and those before it hold enough, more of them where it takes more.
+    """Rank the leaves that queries open, and those that they open if these hold too little.
 
     Parameters
     ----------
@@ -412,33 +414,40 @@ def _rank_near(
     sizes : ndarray of shape (n_leaves,), dtype int64
         Items of each leaf.
     widths : tuple of int
-        How many leaves to rank at first, and at most.
+        Leaves to open at least, to rank at first, and to rank at most.
     enough : int
-        Items that are wanted.
+        Entries that the leaves named should hold, an item counting in each of them.
     epsilon : float
-        A leaf more than `1 + epsilon` times as far as the nearest one is too far.
+        A leaf at most `1 + epsilon` times as far as the nearest one is opened.
 
     Returns
     -------
     rows : ndarray of shape (n_queries, n_ranked), dtype int64
         Leaves, nearest first, filled up with -1.
-    n_near : ndarray of shape (n_queries,), dtype int64
-        How many of them are not too far.
+    n_certain : ndarray of shape (n_queries,), dtype int64
+        How many of them to open in any case.
     """
-    width, most = widths
-    n_queries = len(embedding)
-    rows, n_near = np.empty((n_queries, 0), dtype=np.int64), np.empty(n_queries, dtype=np.int64)
-    todo = np.arange(n_queries)
-    while len(todo):
-        ranked, distances = rank(embedding[todo], level_scores[todo], width)
-        n_near[todo] = (distances <= (1 + epsilon) * distances[:, :1]).sum(1)
-        rows = np.pad(rows, ((0, 0), (0, width - rows.shape[1])), constant_values=-1)
-        rows[todo] = ranked
-        if width >= most:
+    n_opened, width, most = widths
+    n_certain, n_used = (np.empty(len(embedding), dtype=np.int64) for _ in range(2))
+    todo, done = np.arange(len(embedding)), []
+    while True:
+        rows, distances = rank(embedding[todo], level_scores[todo], width)
+        n_near = (distances <= (1 + epsilon) * distances[:, :1]).sum(1)
+        n_short = (np.cumsum(sizes[rows], axis=1) < enough).sum(1)
+        n_certain[todo] = np.maximum(n_near, n_opened)
+        n_used[todo] = np.minimum(np.maximum(n_certain[todo], n_short + 1), width)
+        further = (n_near == width) | (n_short == width) if width < most else np.zeros(len(todo), dtype=bool)
+        done.append((todo[~further], rows[~further]))
+        todo = todo[further]
+        if len(todo) == 0:
             break
-        todo = todo[(n_near[todo] == width) | (sizes[ranked].sum(1) < enough)]
         width = min(4 * width, most)
-    return rows, n_near
+    named = np.full((len(embedding), n_used.max()), -1, dtype=np.int64)
+    for queries, rows in done:
+        n_columns = min(rows.shape[1], named.shape[1])
+        named[queries, :n_columns] = rows[:, :n_columns]
+    named[np.arange(named.shape[1]) >= n_used[:, None]] = -1
+    return named, n_certain
 
 
 def _check_same_kind(first: np.ndarray, second: np.ndarray) -> None:

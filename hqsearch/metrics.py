@@ -304,8 +304,8 @@ def retrieval_scorers():
 
         - ``"precision_at_1"``, ``"precision_at_4"``, ``"precision_at_16"``: see `precision_at_k`. Each
           is a search of its own, since more leaves are opened for more neighbours.
-        - ``"suf"``: speed-up of the search as configured, with the index's own `n_neighbors` and
-          `n_probes`; see `search_speedup_factor`.
+        - ``"suf"``: speed-up of the search as configured, with the index's own `n_neighbors`,
+          `n_probes` and `epsilon`; see `search_speedup_factor`.
         - ``"nmi"``: see `bucket_nmi`, over the queries.
 
     Notes

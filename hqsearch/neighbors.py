@@ -22,7 +22,8 @@ class NeighborsMixin:
 
     n_neighbors: int
     n_probes: int | None
-    epsilon: float | str
+    # Pickles of before there was an epsilon.
+    epsilon: float | str = 0.0
     probing: str
     radius: float
     n_jobs: int | None
@@ -55,7 +56,7 @@ class NeighborsMixin:
         return_distance : bool, default=True
             Whether to return distances too.
         n_probes : int, default=None
-            Leaves to open; None takes the index's.
+            Leaves to open at least; None takes the index's.
         epsilon : float or "auto", default=None
             How much farther than the nearest leaf others may be that are opened too; None takes the index's.
         allowed : ndarray of shape (n_positions_,), dtype bool, default=None
@@ -180,7 +181,8 @@ class NeighborsMixin:
         return_distance : bool, default=True
             Whether to return distances too.
         n_probes : int, default=None
-            Leaves to open; None takes the index's. No further leaf is opened, however few items are found.
+            Leaves to open; None takes the index's. Only `epsilon` opens further ones, however few items are
+            found.
         epsilon : float or "auto", default=None
             How much farther than the nearest leaf others may be that are opened too; None takes the index's.
         allowed : ndarray of shape (n_positions_,), dtype bool, default=None
@@ -244,7 +246,7 @@ class NeighborsMixin:
         mode : {"connectivity", "distance"}, default="connectivity"
             Entries: ones, or Euclidean distances of embeddings.
         n_probes : int, default=None
-            Leaves to open; None takes the index's.
+            Leaves to open at least; None takes the index's.
         epsilon : float or "auto", default=None
             How much farther than the nearest leaf others may be that are opened too; None takes the index's.
         allowed : ndarray of shape (n_positions_,), dtype bool, default=None

@@ -1,5 +1,7 @@
 """Leaves that are opened because they are hardly farther than the nearest."""
 
+import pickle
+
 import numpy as np
 import pytest
 from leaf_distances import LEVELS, D, describe, distances_by_definition, refined, search_by_definition
@@ -39,6 +41,32 @@ def test_queries_do_not_depend_on_each_other_or_on_how_many_leaves_are_ranked(mo
     halves = [items.search(part, 20, epsilon=0.3) for part in parts]
     np.testing.assert_array_equal(np.concatenate([half.positions for half in halves]), whole.positions)
     assert halves[0].stats + halves[1].stats == whole.stats
+
+
+@pytest.mark.parametrize("listing", ["codes", "centroids"])
+@pytest.mark.parametrize("sparsity", [1, 3])
+def test_after_changes_it_opens_what_is_near_and_holds_items(listing, sparsity):
+    fitted, more, queries = (describe(n, seed, sparsity) for seed, n in enumerate((900, 700, 30)))
+    items = FittedItems.from_blocks([fitted], branching_factor=D, n_levels=LEVELS, listing=listing)
+    # Into a segment of its own.
+    items = items.add(*more, None).remove(np.arange(0, 1600, 3))
+    vectors = np.concatenate([fitted[0], more[0]])
+    sizes = np.array([len(items.table.items_in_leaf(leaf)) for leaf in items.centroids.leaf_ids])
+    rows, distances = items.centroids.rank(*queries[:2], int((sizes > 0).sum()), allowed=sizes > 0)
+    for k in (2, 60):
+        found = items.search(queries, k, epsilon=0.2)
+        n_candidates = 0
+        for i, query in enumerate(queries[0]):
+            n_near = int((distances[i] <= 1.2 * distances[i, 0]).sum())
+            n_opened, candidates = 0, np.empty(0, dtype=np.int64)
+            while n_opened < max(n_near, sparsity) or len(candidates) < k:
+                leaf = items.centroids.leaf_ids[rows[i, n_opened]]
+                candidates = np.union1d(candidates, items.table.items_in_leaf(leaf))
+                n_opened += 1
+            gaps = np.square(vectors[candidates] - query).sum(1)
+            np.testing.assert_array_equal(found.positions[i], candidates[np.argsort(gaps)[:k]])
+            n_candidates += len(candidates)
+        assert found.stats.candidates == n_candidates
 
 
 def test_the_64_nearest_leaves_at_most():
@@ -117,14 +145,40 @@ def test_auto_is_what_the_gallery_says_where_probes_are_not_counted(index, items
     assert opened(index, X) == one
 
 
+def test_fitted_items_as_queries_open_further_leaves_too(index):
+    one, more = (index.kneighbors(epsilon=e, return_stats=True)[2].leaves_opened for e in (0.0, 3.0))
+    assert one == 600 < more
+
+
+def test_an_index_that_was_pickled_before_opens_none(index, items_of_ten_classes):
+    del index.epsilon
+    earlier = pickle.loads(pickle.dumps(index))
+    assert opened(earlier, items_of_ten_classes[2]) == 50
+    assert earlier.get_params()["epsilon"] == 0
+
+
+def test_without_centroids_there_is_nothing_to_compare(items_of_ten_classes, monkeypatch):
+    X, y, queries = items_of_ten_classes
+    monkeypatch.setattr(items_module, "MOST_BUCKETS", 7)
+    index = HierarchicalHashIndex(PlainEncoder(), epsilon=0.3).fit(X, y)
+    assert index._items.centroids is None
+    expected = index.kneighbors(queries, epsilon=0.0)[1]
+    np.testing.assert_array_equal(index.kneighbors(queries)[1], expected)
+
+
 def test_leaves_by_codes_have_no_distances(items_of_ten_classes):
     X, y, queries = items_of_ten_classes
     index = HierarchicalHashIndex(PlainEncoder(), probing="best_first").fit(X, y)
-    index.gallery_ = None
+    index.gallery_ = Gallery(3.0, 4.0, np.eye(2), epsilon=0.3)
+    index.encoder_.describe = lambda X, gallery=None: (
+        index.encoder_.embed(X), index.encoder_.level_scores(X), index.encoder_.encode(X)
+    )  # fmt: skip
     with pytest.raises(ValueError, match=r"Expected epsilon=0 with probing='best_first', got 0.1"):
         index.kneighbors(queries, epsilon=0.1)
     expected = index.kneighbors(queries)[1]
     np.testing.assert_array_equal(index.kneighbors(queries, epsilon=0)[1], expected)
+    with pytest.raises(ValueError, match=r"Expected epsilon=0 with probing='best_first', got 0.1"):
+        index.set_params(epsilon=0.1).fit(X, y)
 
 
 @pytest.mark.parametrize("epsilon", [-0.1, np.nan, np.inf, "few"])

@@ -61,12 +61,13 @@ def precision(embedding, y):
 @pytest.mark.parametrize(
     ("loss", "gap_share", "expected"),
     [
-        ("proxy", 0.825, (1.85, 2.5, 0.1)),
+        ("proxy", 0.825, (1.85, 2.5, 0.0)),
+        ("proxy", 0.7625, (2.425, 3.25, 0.1)),
         ("proxy", 0.7, (3.0, 4.0, 0.2)),
         ("proxy", 0.1, (3.0, 4.0, 0.2)),
-        ("proxy", 0.94, (0.792, 1.12, 0.008)),
-        ("npairs", 0.825, (0.5, 2.5, 0.1)),
-        ("triplet", 0.825, (1.5, 2.5, 0.1)),
+        ("proxy", 0.94, (0.792, 1.12, 0.0)),
+        ("npairs", 0.825, (0.5, 2.5, 0.0)),
+        ("triplet", 0.825, (1.5, 2.5, 0.0)),
     ],
 )
 def test_weights_rise_where_scores_of_a_gallery_are_closer(loss, gap_share, expected):

@@ -85,7 +85,8 @@ class SpeedupPrecisionDisplay:
         y : array-like of shape (n_queries,)
             Labels of the queries.
         n_probes : sequence of int, default=(1, 2, 4, 8, 16)
-            Numbers of leaves to probe for each query.
+            Numbers of leaves to probe for each query; beside them those that a number as the index's `epsilon`
+            opens.
         k : int, default=1
             How many neighbours the precision is about.
         name : str, default="hqsearch"

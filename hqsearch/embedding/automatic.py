@@ -161,7 +161,8 @@ def resolve_gallery(loss: str, gap_share: float) -> dict[str, float] | None:
     return {
         "hidden_weight": weight + others * (_OTHER_CLASSES_WEIGHT[loss] - weight),
         "embedding_weight": 1 + others * (_OTHER_CLASSES_EMBEDDING - 1),
-        "epsilon": others * _OTHER_CLASSES_EPSILON,
+        # Among trained classes even a small one costs much of the speed-up, so it waits for certainty.
+        "epsilon": max(2 * others - 1, 0) * _OTHER_CLASSES_EPSILON,
     }
 
 

@@ -172,8 +172,8 @@ class _Loader:
 
     def _make(self, cls: type, saved: dict[str, Any], encoder: Any, model: Any) -> Any:
         parameters = self._parameters(saved, encoder, model)
-        # Before format 3 every embedding was the trained one alone, and before 4 the hash stage went on with
-        # the metric stage's trunk.
+        # Before format 3 every embedding was the trained one alone, before 4 the hash stage went on with the
+        # metric stage's trunk, and before 6 a query opened no leaves for being hardly farther.
         known = inspect.signature(cls).parameters
         before = {name: value for name, value in _BEFORE.items() if name in known}
         return cls(**(before | parameters))

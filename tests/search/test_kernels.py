@@ -333,6 +333,41 @@ def test_packed_vectors_and_work_memory_begin_on_a_cache_line(dtype):
         assert (floats.shape, floats.dtype, floats.ctypes.data % LINE) == ((size,), np.float32, 0)
 
 
+@pytest.mark.parametrize("n_probes", [-1, 1, 3])
+@pytest.mark.parametrize("n_neighbors", [1, 12, 40])
+def test_leaves_in_reserve_are_opened_while_candidates_are_too_few(n_probes, n_neighbors):
+    rng = np.random.default_rng(n_neighbors)
+    leaves = rng.choice(49, 9, replace=False)
+    item_codes = leaves[rng.integers(0, 7, 60)][:, None]
+    table = LeafTable.build(np.zeros((60, 4)), item_codes, branching_factor=7, n_levels=2)
+    scores = rng.random((80, 2, 7), dtype=np.float32)
+    codes = np.array([rng.permutation(leaves)[:5] for _ in range(80)])
+    n_wanted = rng.integers(1, 6, 80)
+    in_reserve = np.where(np.arange(5) < n_wanted[:, None], codes, ~codes)
+    own_cell = np.full(80, -1)
+    order = probing.order_by_code(in_reserve)
+    *lists, totals = probing.plan_search(
+        order, in_reserve, scores, own_cell, n_neighbors, n_probes, False, True, *table._leaf_arrays
+    )
+    place, cell = probing.pair_lists(*lists)
+    n_opened = 0
+    for i, query in enumerate(order):
+        expected, n_own = [], n_wanted[query] if n_probes < 0 else n_probes
+        found = 0
+        for j, leaf in enumerate(codes[query]):
+            if j >= n_own and found >= n_neighbors:
+                break
+            expected += sorted(set(np.flatnonzero(np.isin(table._leaf_arrays[0], leaf)).tolist()))
+            found += len(table.items_in_leaf(leaf))
+            n_opened += 1
+        planned = cell[place == i].tolist()
+        assert planned[: len(expected)] == expected
+        if found >= n_neighbors:
+            assert len(planned) == len(expected)
+    if n_neighbors == 1:
+        assert totals[0] == n_opened
+
+
 @pytest.mark.parametrize("n_probes", [-1, 1, 2, 3, 5])
 @pytest.mark.parametrize("n_neighbors", [1, 12])
 def test_planned_together_as_planned_alone(n_probes, n_neighbors):
