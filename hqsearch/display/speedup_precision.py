@@ -85,8 +85,7 @@ class SpeedupPrecisionDisplay:
         y : array-like of shape (n_queries,)
             Labels of the queries.
         n_probes : sequence of int, default=(1, 2, 4, 8, 16)
-            Numbers of leaves to probe for each query; beside them those that a number as the index's `epsilon`
-            opens.
+            Numbers of leaves to probe for each query, at least where the index's `epsilon` is a number.
         k : int, default=1
             How many neighbours the precision is about.
         name : str, default="hqsearch"
