@@ -291,7 +291,10 @@ def draw(result, found, path):
             ax.xaxis.set_minor_formatter(mpl.ticker.NullFormatter())
             ax.grid(alpha=0.25)
             ax.spines[["top", "right"]].set_visible(False)
-    handles, names = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=5, frameon=False, fontsize=8)
+    # Some curves are in some panels only.
+    drawn = (zip(*ax.get_legend_handles_labels(), strict=True) for ax in axes.ravel())
+    handles = {name: handle for panel in drawn for handle, name in panel}
+    style = {"loc": "outside lower center", "ncols": 5, "frameon": False, "fontsize": 8}
+    figure.legend(handles.values(), handles.keys(), **style)
     figure.savefig(path, dpi=100)
     plt.close(figure)
