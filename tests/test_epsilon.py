@@ -26,6 +26,16 @@ def test_each_query_opens_as_many_as_are_near_to_it():
     assert together.stats.leaves_opened == n_near.sum()
 
 
+def test_none_is_in_reserve_where_the_near_ones_hold_enough():
+    fitted, queries = describe(300, 0), describe(40, 1)
+    items = FittedItems.from_blocks([fitted], branching_factor=D, n_levels=LEVELS)
+    for n_wanted, needed in ((1, False), (40, True)):
+        opened, _ = items.leaves_to_open(queries, n_wanted, n_probes=None, probing="centroids", epsilon=0.1)
+        in_reserve = ~opened[2][opened[2] < 0]
+        assert (in_reserve != items_module._NOWHERE).any() == needed
+        assert (opened[2] != ~items_module._NOWHERE).any(0).all()
+
+
 def test_queries_do_not_depend_on_each_other_or_on_how_many_leaves_are_ranked(monkeypatch):
     fitted, queries = describe(3000, 0), describe(400, 1)
     items = refined(fitted)
