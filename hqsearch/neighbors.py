@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from numbers import Integral, Real
 from operator import index as as_int
 from typing import Any
@@ -13,7 +13,7 @@ import scipy.sparse as sp
 from sklearn.utils.validation import _num_samples, check_is_fitted
 
 from hqsearch.gallery import Gallery
-from hqsearch.items import FittedItems, IndexState
+from hqsearch.items import Described, FittedItems, IndexState
 from hqsearch.search import SearchStats
 
 
@@ -30,9 +30,7 @@ class NeighborsMixin:
     gallery_: Gallery | None
     _items: FittedItems
     _state: IndexState
-
-    def _describe(self, X: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        raise NotImplementedError
+    _describe: Callable[[Any], Described]
 
     def kneighbors(
         self,
@@ -117,9 +115,7 @@ class NeighborsMixin:
         )
         return distances, positions, stats
 
-    def _queries(
-        self, X: Any, items: FittedItems
-    ) -> Iterator[tuple[tuple[np.ndarray, np.ndarray, np.ndarray], np.ndarray | None]]:
+    def _queries(self, X: Any, items: FittedItems) -> Iterator[tuple[Described, np.ndarray | None]]:
         """Embedding, level scores and codes of the queries, and for fitted items their own positions."""
         if X is not None:
             yield self._describe(X), None
