@@ -31,6 +31,8 @@ import torch
 
 from hqsearch.assignment import solve_cascades
 from hqsearch.embedding import CodeProblem, StageSettings, resolve_precision
+from hqsearch.embedding.automatic import resolve_captured
+from hqsearch.embedding.capture import N_STEPS_BEFORE, from_cpu
 from hqsearch.embedding.losses import (
     masked_l1_distances,
     masked_similarities,
@@ -67,9 +69,10 @@ class TimedHashStage(HashStage):
         wait_for(self.data.X.device)
         self.seconds[part].append(time.perf_counter() - started)
 
-    def _class_scores(self, scores):
+    def _on_cpu(self, function, values):
         with self.clock("class scores to CPU"):
-            return super()._class_scores(scores)
+            values = values.cpu()
+        return super()._on_cpu(function, values)
 
     def _masked_loss(self, scores, codes):
         with self.clock("loss"):
@@ -130,7 +133,7 @@ def make_stage(trunk_name, sparsity, loss, device, *, kind=TimedHashStage, captu
     stage._initialize()
     if kind is TimedHashStage:
         stage.start_clocks()
-    else:
+    elif kind is ProxyHashStage:
         stage._start_codes()
     network.train()
     if compiled:
@@ -287,12 +290,16 @@ def plain_step(stage, items):
 
 def compare_steps(trunk_name, sparsity, loss, device, n_steps):
     """Items a second of our step and of the plain one, in turns."""
-    ours, plain = (make_stage(trunk_name, sparsity, loss, device) for _ in range(2))
-    ours.clock = plain.clock = lambda part: contextmanager(lambda: iter([None]))()
+    captured = resolve_captured(trunk_name, device)
+    ours, plain = (
+        make_stage(trunk_name, sparsity, loss, device, kind=HashStage, captured=how)
+        for how in (captured, False)
+    )
     seconds = {"ours": [], "plain": []}
-    for step in range(n_steps + 2):
+    n_before = N_STEPS_BEFORE + 1 if captured else 2
+    for step in range(n_steps + n_before):
         for name, stage, run in (
-            ("ours", ours, ours._train_step),
+            ("ours", ours, ours._update),
             ("plain", plain, lambda items: plain_step(plain, items)),
         ):
             items = draw(stage)
@@ -300,7 +307,7 @@ def compare_steps(trunk_name, sparsity, loss, device, n_steps):
             started = time.perf_counter()
             run(items)
             wait_for(device)
-            if step >= 2:
+            if step >= n_before:
                 seconds[name].append(time.perf_counter() - started)
     rates = {name: BATCH_SIZE / statistics.median(values) for name, values in seconds.items()}
     ratios = [b / a for a, b in zip(seconds["ours"], seconds["plain"], strict=True)]
@@ -315,16 +322,17 @@ def compare_steps(trunk_name, sparsity, loss, device, n_steps):
 # --- the launches of a step
 
 
-def compare_launches(trunk_name, device, forms, n_steps, n_runs=5):
+def compare_launches(trunk_name, objective, device, forms, n_steps, n_runs=5):
     """Microseconds of a step in each form, in turns of `n_steps`, and the seconds of the first steps."""
-    row = {"trunk": trunk_name, "objective": "proxy"}
+    row = {"trunk": trunk_name, "objective": objective}
+    kind = ProxyHashStage if objective == "proxy" else HashStage
 
     def run(stage, n):
         wait_for(device)
         started = time.perf_counter()
         for _ in range(n):
             items, _ = stage._batches.draw()
-            stage._update(stage._on_device(stage.data.train[items]))
+            stage._update(from_cpu(stage.data.train[items], device))
             stage._schedule.step()
         wait_for(device)
         return time.perf_counter() - started
@@ -332,7 +340,7 @@ def compare_launches(trunk_name, device, forms, n_steps, n_runs=5):
     stages, seconds = {}, defaultdict(list)
     for form in forms:
         how = {name: name in form for name in ("captured", "compiled")}
-        stages[form] = make_stage(trunk_name, 1, "proxy", device, kind=ProxyHashStage, **how)
+        stages[form] = make_stage(trunk_name, 1, objective, device, kind=kind, **how)
         # Capturing, compiling, and what libraries do at first.
         row[f"{form}, first 5 steps, s"] = run(stages[form], 5)
     for _ in range(n_runs):
@@ -499,15 +507,16 @@ def main():
         # Compiling takes half a minute for each trunk, nothing for a smoke run.
         trunks = ["mlp"] if small else ["mlp", "conv", "nin"] if device.type == "cuda" else ["mlp", "conv"]
         figures["launches"] = [
-            compare_launches(trunk, device, forms[:1] if small else forms, 2 if small else 50)
+            compare_launches(trunk, objective, device, forms[:1] if small else forms, 2 if small else 50)
             for trunk in trunks
+            for objective in ("proxy", "npairs", "triplet")
         ]
     shape = f"C = {N_CLASSES} classes, B = {BATCH_SIZE} items, K = {N_LEVELS}, d = {BRANCHING_FACTOR}"
     titles = {
         "parts": f"Hash-stage step: {shape}; medians.",
         "losses": "Masked losses, forward and backward pass, against the naive items x items x d form:",
         "steps": "Whole steps against the published step written plainly in torch and OR-Tools, in float32:",
-        "launches": "Steps of codes that settle, by how their kernels are launched:",
+        "launches": "Steps by how their kernels are launched; npairs and triplet solve codes in each:",
     }
     # What neither this run nor an earlier one has measured is left out.
     figures = {"seed": SEED, **{name: figures[name] for name in TABLES if name in figures}}

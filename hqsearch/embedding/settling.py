@@ -34,7 +34,6 @@ class SettledHashStage(HashStage):
 
     initial_scale = 0.3
     hysteresis = 0.0
-    solves_every_step = False
     _averages: Tensor
     _codes: Tensor
 

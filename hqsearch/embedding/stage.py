@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from hqsearch.embedding.automatic import mixed_precision
 from hqsearch.embedding.batches import ClassBalancedBatches
-from hqsearch.embedding.capture import CapturedStep
+from hqsearch.embedding.capture import ArrayFunction, CapturedStep, from_cpu, on_cpu
 from hqsearch.embedding.checkpoints import Checkpoint, StageState, fill_network, network_tensors
 from hqsearch.embedding.networks import Dropout, StageNetwork
 from hqsearch.embedding.progress import report_epoch
@@ -47,7 +47,7 @@ class StageSettings:
     precision : {"float32", "bfloat16"}
         Of the network's products in training and validation; losses are float32.
     captured : bool
-        Whether the network, on this device, can be part of a CUDA graph: see `Stage._is_capturable`.
+        Whether steps are captured as CUDA graphs, see `CapturedStep`.
     """
 
     loss: str
@@ -162,8 +162,7 @@ class Stage(ABC):
             rng=np.random.default_rng(self.seed),
         )
         self._class_of = torch.from_numpy(data.y).to(data.X.device)
-        captured = settings.captured and self._is_capturable()
-        self._optimizer = make_optimizer(self._parameter_groups(), data.X.device, captured=captured)
+        self._optimizer = make_optimizer(self._parameter_groups(), data.X.device, captured=settings.captured)
         n_steps = max(1, settings.epochs * self._batches.steps_per_epoch)
         # Not `self`: the stage would hold itself, and with it all data, until cycles are looked for.
         n_warmup_steps = self.n_warmup_steps
@@ -172,11 +171,9 @@ class Stage(ABC):
         )
         self._generator = torch.Generator(data.X.device).manual_seed(self.seed)
         self._lend_generator(self._generator)
-        self._captured = CapturedStep(self._train_step, data.X.device, self._generator) if captured else None
-
-    def _is_capturable(self) -> bool:
-        """Whether a step touches the device alone, never waits for it, and is the same for all items."""
-        return True
+        self._captured = (
+            CapturedStep(self._train_step, data.X.device, self._generator) if settings.captured else None
+        )
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
         """List what the optimiser trains, with rates and weight decay."""
@@ -296,7 +293,7 @@ class Stage(ABC):
         total = torch.zeros((), device=self.data.X.device)
         for _ in range(self._batches.steps_per_epoch):
             items, _ = self._batches.draw()
-            step = self._update(self._on_device(self.data.train[items]))
+            step = self._update(from_cpu(self.data.train[items], self.data.X.device))
             total += step["loss"]
             self._schedule.step()
         loss = float(total) / self._batches.steps_per_epoch
@@ -307,16 +304,15 @@ class Stage(ABC):
             )
         return {"loss": loss}
 
-    def _on_device(self, items: np.ndarray) -> Tensor:
-        """Copy to the device, without waiting for what it is doing."""
-        tensor, device = torch.from_numpy(items), self.data.X.device
-        if device.type == "cuda":
-            tensor = tensor.pin_memory()
-        return tensor.to(device, non_blocking=True)
-
     def _update(self, items: Tensor) -> dict[str, Tensor]:
         """One training step, captured where it can be."""
         return (self._captured or self._train_step)(items)
+
+    def _on_cpu(self, function: ArrayFunction, values: Tensor) -> Tensor:
+        """Give what a function on the CPU makes of values, in the middle of a step, on the device."""
+        if self._captured is not None:
+            return self._captured.on_cpu(function, values)
+        return on_cpu(function, values, self.data.X.device)
 
     def _train_step(self, items: Tensor) -> dict[str, Tensor]:
         """One update on `items`, int64 of shape (n_groups, n_classes, items_per_class)."""

@@ -94,8 +94,6 @@ class HashStage(Stage):
     """
 
     name = "hash"
-    # On the CPU, in the middle of the step.
-    solves_every_step = True
 
     def __init__(
         self,
@@ -112,9 +110,6 @@ class HashStage(Stage):
         self.problem = problem
         self.metric = metric
         self.embedding_dim = network.head.out_features - problem.n_levels * problem.branching_factor
-
-    def _is_capturable(self) -> bool:
-        return not self.solves_every_step
 
     def _loss(self, outputs: Tensor, classes: Tensor) -> Tensor:
         loss = self._code_loss(self._split(outputs), classes)
@@ -134,12 +129,9 @@ class HashStage(Stage):
 
     def _code_loss(self, scores: Tensor, classes: Tensor) -> Tensor:
         """Loss of the level scores, (n_groups, n_classes, items_per_class, n_levels, d), for each group."""
-        codes = torch.from_numpy(self.problem.solve(self._class_scores(scores))).to(scores.device)
+        # Of the class scores, (n_groups, n_classes, n_levels, d).
+        codes = self._on_cpu(self.problem.solve, scores.detach().mean(2))
         return self._masked_loss(scores, codes)
-
-    def _class_scores(self, scores: Tensor) -> np.ndarray:
-        """Mean level scores of each class, on the CPU: (n_groups, n_classes, n_levels, d)."""
-        return scores.detach().mean(2).cpu().numpy()
 
     def _masked_loss(self, scores: Tensor, codes: Tensor) -> Tensor:
         """Loss of each group, summed over its levels."""

@@ -15,12 +15,9 @@ from hqsearch.baselines import SoftmaxHashEncoder
 from hqsearch.embedding import checkpoints
 from hqsearch.embedding.automatic import resolve_captured
 from hqsearch.embedding.capture import CapturedStep
-from hqsearch.embedding.classifier import ClassifierStage
 from hqsearch.embedding.networks import Dropout, StageNetwork, Standardize
-from hqsearch.embedding.proxies import ProxyHashStage, ProxyMetricStage
-from hqsearch.embedding.settling import SettledHashStage
 from hqsearch.embedding.stage import Stage, StageSettings, TrainingData, make_optimizer
-from hqsearch.embedding.training import HashStage, MetricStage
+from hqsearch.embedding.training import MetricStage
 
 # Five steps an epoch of digits, of which the first three of a stage run as they are.
 STEPS = {"validation_fraction": 0, "precision": "float32"}
@@ -60,25 +57,6 @@ def assert_close(losses, expected, share=0.02):
 )
 def test_steps_of_our_own_networks_on_a_gpu_may_be_captured(network, device, expected):
     assert resolve_captured(network, device) is expected
-
-
-@pytest.mark.parametrize(
-    ("kind", "loss", "expected"),
-    [
-        (MetricStage, "npairs", True),
-        (MetricStage, "triplet", True),
-        (ProxyMetricStage, "proxy", True),
-        (HashStage, "npairs", False),  # solves codes in every step
-        (SettledHashStage, "npairs", True),
-        (SettledHashStage, "triplet", True),
-        (ProxyHashStage, "proxy", True),
-        (ClassifierStage, "softmax", True),
-    ],
-)
-def test_a_step_that_waits_for_the_device_is_not_captured(kind, loss, expected):
-    stage = object.__new__(kind)
-    stage.settings = StageSettings(loss, 0.0, 0.0, 1, 1e-3, 1e-3, 16, 4)
-    assert stage._is_capturable() is expected
 
 
 def test_the_rates_of_captured_steps_stay_in_place_and_follow_the_schedule():
@@ -134,9 +112,9 @@ def test_no_gradients_stay_with_a_trained_network(digits):
         assert all(parameter.grad is None for parameter in network.parameters())
 
 
-def on_network(network, X, loss):
+def on_network(network, X, loss, assignment):
     """X as a network takes it, and an encoder's parameters."""
-    asked = {"loss": loss, "network": network, "code_assignment": "settled", "device": "cuda"}
+    asked = {"loss": loss, "network": network, "code_assignment": assignment, "device": "cuda"}
     if network == "mlp":
         return X, asked
     # Without normalisation a network in network amplifies what differs, unless it takes small steps.
@@ -144,10 +122,12 @@ def on_network(network, X, loss):
     return X.reshape(-1, 1, 8, 8), asked | slow
 
 
-def share_of(network, loss):
-    """By how much two trainings may differ: semi-hard negatives change with the last bit of a distance."""
-    # A millionth on the initial weights makes 0.11 on a CPU, and no other pair of these above 0.005.
-    return 0.25 if (network, loss) == ("conv", "triplet") else 0.02
+def share_of(network, loss, assignment):
+    """By how much two trainings may differ: negatives and codes change with the last bit of a score."""
+    # A millionth on the initial weights makes 0.11 on a CPU, and no other of these that settle above 0.005.
+    if (network, loss, assignment) == ("conv", "triplet", "settled"):
+        return 0.25
+    return 0.02 if assignment == "settled" else 0.05
 
 
 @pytest.fixture
@@ -158,39 +138,49 @@ def n_replays(monkeypatch):
 
     def counting(self, items):
         loss = step(self, items)
-        counts[self] = counts.get(self, 0) + (self._graph is not None)
+        counts[self] = counts.get(self, 0) + (self._results is not None)
         return loss
 
     monkeypatch.setattr(CapturedStep, "__call__", counting)
     return lambda: sorted(counts.values())
 
 
-@pytest.mark.parametrize("loss", ["proxy", "npairs", "triplet"])
+@pytest.mark.parametrize(
+    ("loss", "assignment"),
+    [
+        ("proxy", "settled"),
+        ("npairs", "settled"),
+        ("triplet", "settled"),
+        # Steps in two parts, with the flow problems between them.
+        ("npairs", "batch"),
+        ("triplet", "batch"),
+    ],
+)
 @pytest.mark.parametrize("network", ["mlp", "conv", "nin"])
 class TestOnGpu:
     pytestmark = on_gpu
 
     def test_captured_steps_train_what_steps_one_by_one_train(
-        self, digits, n_replays, monkeypatch, loss, network
+        self, digits, n_replays, monkeypatch, loss, assignment, network
     ):
         X, y, *_ = digits
-        X, asked = on_network(network, X, loss)
+        X, asked = on_network(network, X, loss, assignment)
         captured = make(**asked).fit(X, y)
         assert n_replays() == [N_REPLAYS] * 2
         monkeypatch.setattr(hqsearch.fitting, "resolve_captured", lambda network, device: False)
         plain = make(**asked).fit(X, y)
         assert len(n_replays()) == 2
-        assert_close(losses_of(captured), losses_of(plain), share_of(network, loss))
+        assert_close(losses_of(captured), losses_of(plain), share_of(network, loss, assignment))
         # What is compared moves by more than that.
         assert losses_of(plain)[3] < 0.9 * losses_of(plain)[0] or network == "nin"
 
     @pytest.mark.parametrize("stage", ["metric", "hash"])
     def test_a_fit_that_goes_on_from_a_checkpoint_ends_as_one_that_was_not_stopped(
-        self, digits, n_replays, monkeypatch, tmp_path, loss, network, stage
+        self, digits, n_replays, monkeypatch, tmp_path, loss, assignment, network, stage
     ):
         monkeypatch.setattr(checkpoints, "SHARE_OF_TIME", 1.0)
         X, y, *_ = digits
-        X, asked = on_network(network, X, loss)
+        X, asked = on_network(network, X, loss, assignment)
         whole = make(**asked).fit(X, y)
         run_epoch = Stage._run_epoch
 
@@ -204,7 +194,7 @@ class TestOnGpu:
             make(**asked, checkpoint_dir=tmp_path).fit(X, y)
         monkeypatch.setattr(Stage, "_run_epoch", run_epoch)
         resumed = make(**asked, checkpoint_dir=tmp_path).fit(X, y)
-        assert_close(losses_of(resumed), losses_of(whole), share_of(network, loss))
+        assert_close(losses_of(resumed), losses_of(whole), share_of(network, loss, assignment))
         # Both stages of the whole fit, one whole of the other, and that in two halves.
         assert n_replays() == [2 * 5 - 3] * 2 + [N_REPLAYS] * 3
 
@@ -228,9 +218,32 @@ class TestMoreOnGpu:
         masks = {tuple(step(items)["kept"].tolist()) for _ in range(8)}
         assert len(masks) == 8
 
+    def test_a_replay_hands_over_to_the_cpu_what_its_items_make_and_goes_on_with_the_answer(self):
+        device = torch.device("cuda")
+        values, asked = torch.arange(4.0, device=device), []
+
+        def negative(array):
+            asked.append(array.copy())
+            return -array
+
+        def step(items):
+            squares = captured.on_cpu(negative, values[items] ** 2) * 2
+            return {"found": 3 * captured.on_cpu(negative, squares + 1)}
+
+        captured = CapturedStep(step, device, torch.Generator(device))
+        drawn = [[0, 1], [1, 2], [2, 3], [3, 0], [1, 3], [2, 0], [0, 3]]
+        for items in drawn:
+            found = captured(torch.tensor(items, device=device))["found"]
+            squares = np.square(np.float32(items))
+            np.testing.assert_array_equal(found.cpu(), 3 * (2 * squares - 1))
+            np.testing.assert_array_equal(asked, [squares, 1 - 2 * squares])
+            asked.clear()
+        assert len(captured._graphs) == 3
+
     def test_fits_in_threads_do_not_mind_each_other(self, digits):
         X, y, *_ = digits
-        encoders = [make(device="cuda", random_state=seed) for seed in range(4)]
+        losses = ("proxy", "npairs", "proxy", "triplet")
+        encoders = [make(loss=loss, device="cuda", random_state=i) for i, loss in enumerate(losses)]
         alone = [losses_of(encoder.fit(X, y)) for encoder in encoders]
         fits = Parallel(n_jobs=4, prefer="threads")(delayed(e.fit)(X, y) for e in encoders)
         for encoder, losses in zip(fits, alone, strict=True):
