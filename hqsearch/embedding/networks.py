@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import math
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from hqsearch.embedding.convolutions import HalvingAvgPool2d, RectifiedConv2d
 from hqsearch.embedding.randomness import randomness_of
 
 TRUNKS = ("auto", "mlp", "conv", "nin")
@@ -117,24 +119,25 @@ def nin_trunk(input_shape: Sequence[int]) -> nn.Module:
     if min(height, width) < 8:
         raise ValueError(f"network='nin' expects images of at least 8 x 8 pixels, got {height} x {width}.")
 
-    def block(n_in: int, kernel: int, widths: Sequence[int]) -> list[nn.Module]:
-        layers: list[nn.Module] = []
-        for size, n_out in zip((kernel, 1, 1), widths, strict=True):
-            layers += [nn.Conv2d(n_in, n_out, size, padding=size // 2), nn.ReLU()]
-            n_in = n_out
-        return layers
-
-    return nn.Sequential(
-        *block(channels, 5, (192, 160, 96)),
-        nn.MaxPool2d(3, 2, padding=1),
-        Dropout(0.5),
-        *block(96, 5, (192, 192, 192)),
-        nn.AvgPool2d(3, 2, padding=1),
-        Dropout(0.5),
-        *block(192, 3, (192, 192, 192)),
-        nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(),
-    )
+    # The names are those of saved networks, in which each ReLU was a layer of its own.
+    layers: dict[str, nn.Module] = {
+        "0": RectifiedConv2d(channels, 192, 5),
+        "2": RectifiedConv2d(192, 160, 1),
+        "4": RectifiedConv2d(160, 96, 1),
+        "6": nn.MaxPool2d(3, 2, padding=1),
+        "7": Dropout(0.5),
+        "8": RectifiedConv2d(96, 192, 5),
+        "10": RectifiedConv2d(192, 192, 1),
+        "12": RectifiedConv2d(192, 192, 1),
+        "14": HalvingAvgPool2d(),
+        "15": Dropout(0.5),
+        "16": RectifiedConv2d(192, 192, 3),
+        "18": RectifiedConv2d(192, 192, 1),
+        "20": RectifiedConv2d(192, 192, 1),
+        "22": nn.AdaptiveAvgPool2d(1),
+        "23": nn.Flatten(),
+    }
+    return nn.Sequential(OrderedDict(layers))
 
 
 class StageNetwork(nn.Module):
