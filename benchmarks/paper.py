@@ -45,6 +45,8 @@ from hqsearch.embedding import (
 )
 
 RESULTS = Path(__file__).parent / "results"
+# Groups that may be left out.
+LEFT_OUT = ("codes of one level", "softmax")
 PACKAGES = ("hqsearch", "numpy", "scikit-learn", "torch", "numba", "faiss-cpu", "hnswlib")
 
 
@@ -66,6 +68,9 @@ def parse_arguments():
     parser.add_argument("--device", default="auto")
     parser.add_argument(
         "--n-jobs", type=int, default=1, help="systems trained and measured at once; microseconds suffer"
+    )
+    parser.add_argument(
+        "--without", nargs="+", choices=LEFT_OUT, default=[], help="systems that there is no time to train"
     )
     parser.add_argument("--validation-only", action="store_true")
     parser.add_argument("--work", type=Path, default=Path(".paper"), help="what a later run goes on from")
@@ -250,7 +255,7 @@ def run(arguments):
     # Neither depends on the sparsities, nor the control on the loss.
     cached = {**parameters, "memory": str(arguments.work / f"metric-{training_source()}")}
     classifier = {**control, "memory": str(arguments.work / f"control-{training_source()}")}
-    systems, missing = {}, []
+    systems, keys = {}, []
     for seed in arguments.seeds:
         for protocol, task in tasks.items():
             given = "metric_epochs" in parameters or "hash_epochs" in parameters
@@ -259,11 +264,13 @@ def run(arguments):
             systems[protocol, seed] = paper_systems.Systems(
                 task, seed, cached, dict(classifier), arguments.sparsities, by_sparsity, encoders
             )
-            keys = [(protocol, seed, name) for name in systems[protocol, seed].groups()]
-            missing += [key for key in keys if key not in kept.groups]
+            names = [name for name in systems[protocol, seed].groups() if name not in arguments.without]
+            keys += [(protocol, seed, name) for name in names]
+    missing = [key for key in keys if key not in kept.groups]
     if arguments.n_jobs != 1:
         # First what several systems share: each would train it for itself.
-        firsts = [(systems[key], name) for name in FIRSTS for key in sorted({key[:2] for key in missing})]
+        firsts = [name for name in FIRSTS if name != "control" or "softmax" not in arguments.without]
+        firsts = [(systems[key], name) for name in firsts for key in sorted({key[:2] for key in missing})]
         Parallel(arguments.n_jobs)(delayed(train_first)(*first) for first in firsts)
         # Those that take longest.
         missing.sort(key=lambda key: FIRST_GROUPS.index(key[2]) if key[2] in FIRST_GROUPS else 2)
@@ -272,12 +279,12 @@ def run(arguments):
     for key, records, seconds in Parallel(arguments.n_jobs, return_as="generator_unordered")(jobs):
         kept.add(key, records, place)
         print(f"{key[0]}, seed {key[1]}, {key[2]}: {seconds:.0f} s", flush=True)
-    keys = [(*key, name) for key, of_one in systems.items() for name in of_one.groups()]
     result = {
         "settings": settings,
         "seeds": arguments.seeds,
         "n_items": {name: [len(t.y), len(t.gallery_y), len(t.query_y)] for name, t in tasks.items()},
         "n_classes": n_classes,
+        "without": arguments.without,
         "machine": {
             "processor": platform.machine(),
             "cores": os.cpu_count(),
@@ -302,7 +309,7 @@ def run(arguments):
 def is_whole(arguments):
     """Tell whether this run is one to record: three seeds, all sparsities and protocols, nothing changed."""
     whole = len(arguments.seeds) >= 3 and len(arguments.sparsities) == 4 and len(arguments.protocols) == 2
-    return whole and not (arguments.set or arguments.epochs or arguments.limit)
+    return whole and not (arguments.set or arguments.epochs or arguments.limit or arguments.without)
 
 
 def main():

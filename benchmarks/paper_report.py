@@ -161,6 +161,8 @@ def closed_set(found):
             continue
         ours, where = group["hqsearch", 1], f"closed, {direction}"
         for name in ("softmax", "softmax, listed by codes", "softmax, own leaves"):
+            if (name, 1) not in group:
+                continue
             control = group[name, 1]
             gaps = [mean(ours, f"P@{k}") - mean(control, f"P@{k}") for k in KS]
             fast = mean(ours, "SUF@16") >= 0.99 * mean(control, "SUF@16")
@@ -243,7 +245,8 @@ def write(result, stem):
         "",
         f"`python benchmarks/paper.py` with preset {s['preset']}, parameters {json.dumps(s['parameters'])}; "
         f"seeds {', '.join(map(str, result['seeds']))}; means ± the farthest seed."
-        + (" Held-out training items take the place of test items." if s["validation_only"] else ""),
+        + (" Held-out training items take the place of test items." if s["validation_only"] else "")
+        + (f" Left out: {', '.join(result['without'])}." if result.get("without") else ""),
         f"Control: {json.dumps(s['control'])}. Automatic: {json.dumps(s.get('auto'))}.",
         f"Machine: {json.dumps(result['machine'])}; versions: {json.dumps(result['versions'])}."
         + (" Systems were measured side by side: their times say little." if beside else ""),
