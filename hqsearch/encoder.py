@@ -134,8 +134,8 @@ class HierarchicalHashEncoder(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transf
     precision : {"auto", "float32", "bfloat16"}, default="auto"
         Of the products in training and validation; weights, losses and what a fitted encoder computes are
         float32.
-        "auto" trains the built-in convolutional trunks in bfloat16 where the device has instructions for it
-        (AVX512-BF16, AMX, NVIDIA from Ampere on), else in float32.
+        "auto" trains the built-in convolutional trunks in bfloat16 where the device has fast instructions for
+        it (AMX, AVX512-BF16 but for Intel's from Sapphire Rapids on, NVIDIA from Ampere on), else in float32.
     n_jobs : int or None, default=None
         Threads that solve the flow problems of a step, as in joblib; used with `code_assignment="batch"` and
         several class groups.

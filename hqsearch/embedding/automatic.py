@@ -11,7 +11,6 @@ from torch import nn
 
 from hqsearch.embedding.networks import is_convolutional
 
-_CPU_INSTRUCTIONS = ("avx512_bf16", "amx_bf16")
 # Measured on held-out items, see doc/experiments.md. "nin" has no normalisation and hardly trains at the
 # higher rate; a network of the user's may be trained already.
 _NORMALISED = ("auto", "mlp", "conv")
@@ -172,12 +171,15 @@ def resolve_captured(network: str | nn.Module | Callable, device: torch.device) 
 
 
 def multiplies_bfloat16(device: torch.device) -> bool:
-    """Tell whether a device has instructions for products of bfloat16."""
+    """Tell whether a device multiplies bfloat16 in instructions that are faster than those of float32."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= _CUDA_CAPABILITY
     # A torch that cannot tell counts as no.
-    capabilities: Callable[[], dict[str, Any]] = getattr(torch.cpu, "get_capabilities", dict)
-    return device.type == "cpu" and any(capabilities().get(name) for name in _CPU_INSTRUCTIONS)
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    # Intel's processors with AVX512-FP16 are fast in AMX alone, which virtual machines may hide: their
+    # AVX512-BF16 is slower than float32.
+    in_vectors = capabilities.get("avx512_bf16") and not capabilities.get("avx512_fp16")
+    return device.type == "cpu" and bool(capabilities.get("amx_bf16") or in_vectors)
 
 
 def mixed_precision(precision: str, device: torch.device) -> AbstractContextManager:

@@ -48,6 +48,8 @@ def test_auto_is_bfloat16_for_our_convolutions_where_it_is_fast(
         ({"avx512_bf16": True}, True),
         ({"amx_bf16": True, "avx512_bf16": False}, True),
         ({"avx512_f": True, "avx512_bf16": False}, False),
+        ({"avx512_bf16": True, "avx512_fp16": True}, False),
+        ({"avx512_bf16": True, "avx512_fp16": True, "amx_bf16": True}, True),
         ({}, False),
     ],
 )
