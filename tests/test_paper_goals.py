@@ -1,0 +1,171 @@
+"""What the papers' experiments are to reach: when a result is said to reach it."""
+
+import numpy as np
+import paper_goals
+import paper_summary
+import pytest
+from paper_goals import KS, at, collect, compare_curves, unseen_classes, verdicts
+
+
+def record(system, seed, precision, suf, **more):
+    """Return a record of the closed set whose precisions and speed-ups are the same at every k."""
+    measured = {f"P@{k}": precision for k in KS} | {f"SUF@{k}": suf for k in KS}
+    place = {"protocol": "closed", "direction": "test->train", "seed": seed, "s": 1}
+    return {"system": system, **place, **measured, **more}
+
+
+def points(*pairs):
+    """Return a curve of (SUF, precision)."""
+    return [
+        {f"{name}@{k}": value for k in (1, 16) for name, value in zip(("SUF", "P"), pair, strict=True)}
+        for pair in pairs
+    ]
+
+
+def result(*records, **settings):
+    """Return what paper.py writes, as far as goals need it."""
+    settings = {"dataset": "digits", "loss": "proxy", "preset": "default", "sparsities": [1], **settings}
+    return {"records": list(records), "n_classes": {"closed": 10, "unseen": 4}, "settings": settings}
+
+
+def reached(*records):
+    """Return what is reached of each goal, by the goal's words."""
+    return {v.goal: v.reached for v in verdicts(result(*records))}
+
+
+def over_seeds(system, precisions, suf, **more):
+    """Return a record of each seed."""
+    return [record(system, seed, precision, suf, **more) for seed, precision in enumerate(precisions)]
+
+
+EXHAUSTIVE = "precision@1, 4, 16 of exhaustive search, within the seeds' spread"
+
+
+@pytest.mark.parametrize(
+    ("ours", "expected"),
+    [
+        ([0.91, 0.89, 0.93], True),
+        # One seed is ahead by as much as the mean is behind.
+        ([0.90, 0.87, 0.92], True),
+        ([0.89, 0.87, 0.91], False),
+    ],
+)
+def test_exhaustive_search_is_compared_seed_by_seed(ours, expected):
+    exhaustive = [record("exhaustive", seed, p, 1.0, s=None) for seed, p in enumerate([0.90, 0.88, 0.92])]
+    found = reached(*over_seeds("hqsearch", ours, 8.0), *exhaustive[::-1])
+    assert found[EXHAUSTIVE] is expected
+
+
+@pytest.mark.parametrize(("suf", "expected"), [(8.0, True), (7.9, False)])
+def test_the_speedup_is_asked_for_by_the_number_of_classes(suf, expected):
+    found = verdicts(result(record("hqsearch", 0, 0.9, suf), record("exhaustive", 0, 0.9, 1.0, s=None)))
+    (verdict,) = (v for v in found if v.kind == paper_goals.SPEEDUP)
+    assert verdict.reached is expected
+    assert verdict.worst == pytest.approx(suf / 8)
+
+
+CONTROL = "within 0.5 points of softmax, the control, at its SUF or higher"
+
+
+@pytest.mark.parametrize(
+    ("precision", "suf", "expected"),
+    [(0.896, 10.0, True), (0.894, 10.0, False), (0.95, 9.0, False), (0.896, 9.95, True)],
+)
+def test_the_control_is_to_be_near_at_its_speedup(precision, suf, expected):
+    exhaustive = record("exhaustive", 0, 0.9, 1.0, s=None)
+    ours = record("hqsearch", 0, precision, suf)
+    assert reached(ours, exhaustive, record("softmax", 0, 0.9, 10.0))[CONTROL] is expected
+    assert CONTROL not in reached(ours, exhaustive)
+
+
+def test_a_baseline_counts_from_four_fifths_of_our_speedup_on():
+    exhaustive = record("exhaustive", 0, 0.9, 1.0, s=None)
+    ours = record("hqsearch", 0, 0.9, 10.0)
+    slow, fast = record("VQ, 8 cells", 0, 0.95, 7.9), record("Th", 0, 0.91, 8.0, s=2)
+    found = reached(ours, exhaustive, slow, fast)
+    assert found["above Th, s = 2, at SUF@16 8"] is False
+    assert not any("VQ" in goal for goal in found)
+    assert (
+        reached(record("hqsearch", 0, 0.92, 10.0), exhaustive, fast)["above Th, s = 2, at SUF@16 8"] is True
+    )
+
+
+@pytest.mark.parametrize(("precision", "expected"), [(0.86, True), (0.84, False)])
+def test_ivf_is_read_at_our_speedup(precision, expected):
+    # Half way between the points in log SUF: 0.85.
+    ivf = record("IVF-Flat", 0, 0.0, 0.0, s=None, curve=points((5.0, 0.9), (20.0, 0.8)))
+    exhaustive = record("exhaustive", 0, 0.9, 1.0, s=None)
+    found = reached(record("hqsearch", 0, precision, 10.0), exhaustive, ivf)
+    assert found["precision@1 above IVF-Flat at SUF 10.0"] is expected
+
+
+def test_a_curve_is_linear_in_the_logarithm_and_ends_at_its_ends():
+    curve = np.array([100.0, 1.0]), np.array([0.5, 0.9])
+    np.testing.assert_allclose(at(curve, np.array([1, 10, 100])), [0.9, 0.7, 0.5])
+    assert np.isnan(at(curve, np.array([0.9, 101]))).all()
+
+
+@pytest.mark.parametrize(
+    ("ours", "expected", "text"),
+    [
+        (((1, 0.9), (100, 0.9)), True, "+10.0 to +10.0"),
+        (((1, 0.9), (100, 0.7)), False, ""),  # it crosses the peer's
+        (((1, 0.9), (50, 0.9)), False, "+10.0 to +10.0; only the peer reaches SUF 80"),
+        (((1, 0.5), (4, 0.5), (5, 0.9), (100, 0.9)), True, "+10.0 to +10.0"),  # below 5 nothing is asked
+        (((1, 0.9), (4, 0.9)), False, "no SUF in common; only the peer reaches SUF 80"),
+    ],
+)
+def test_a_curve_is_above_another_only_all_along_it(ours, expected, text):
+    curve, peer = (
+        tuple(np.array(side, float) for side in zip(*c, strict=True)) for c in (ours, ((1, 0.8), (80, 0.8)))
+    )
+    found, worst, figure = compare_curves(curve, peer)
+    assert found is expected
+    assert figure.startswith(text)
+    assert np.isnan(worst) == figure.startswith("no SUF")
+
+
+def unseen(system, seed, *pairs):
+    """Return a curve among other classes."""
+    place = {"protocol": "unseen", "direction": "test->train", "seed": seed, "s": 1, "system": system}
+    return {**place, "curve": points(*pairs)}
+
+
+def test_curves_of_other_classes_have_the_peers_of_their_kind():
+    low, high = ((1, 0.8), (80, 0.8)), ((1, 0.9), (80, 0.9))
+    names = ["softmax", "softmax, our embedding", "softmax, over epsilon", "IVF-Flat, as many lists"]
+    records = [unseen("one level", 0, *low), *(unseen(name, 0, *low) for name in names)]
+    records += [unseen("hqsearch", 0, *high), unseen("hqsearch, over epsilon", 0, *high)]
+    found = [v for v in unseen_classes(collect(result(*records))) if "precision@1 " in v.goal]
+    curve, over = "precision@1 curve", "precision@1 curve, over epsilon"
+    assert {(v.kind, v.goal.removesuffix(" from SUF 5 up")) for v in found} == {
+        ("(iii) control", f"{curve} above softmax"),
+        ("(iii) control, our embedding", f"{curve} above softmax, our embedding"),
+        ("(iii) control", f"{over} above softmax, over epsilon"),
+        ("(iii) IVF", f"{curve} above IVF-Flat, as many lists"),
+        ("(iii) IVF", f"{over} above IVF-Flat, as many lists"),
+    }
+    assert all(v.reached for v in found)
+
+
+def test_a_curve_of_some_seeds_is_none():
+    both = [unseen(name, seed, (1, 0.9), (80, 0.9)) for name in ("hqsearch", "softmax") for seed in (0, 1)]
+    once = unseen("softmax, own leaves", 0, (1, 0.9), (80, 0.9))
+    goals = {v.goal for v in unseen_classes(collect(result(*both, once)))}
+    assert goals == {f"precision@{k} curve above softmax from SUF 5 up" for k in (1, 16)}
+
+
+def test_the_summary_counts_goals_and_names_the_worst():
+    exhaustive = [record("exhaustive", seed, 0.9, 1.0, s=None) for seed in (0, 1)]
+    ours = over_seeds("hqsearch", [0.88, 0.88], 12.0)
+    of_letters = result(*ours, *exhaustive, dataset="letters", loss="npairs")
+    of_preset = result(*ours, *exhaustive, dataset="glyph100", preset="three-epochs")
+    lines = paper_summary.summary([of_preset, of_letters]).splitlines()
+    header, letters, glyphs = (line.strip("| ").split(" | ") for line in (lines[-4], *lines[-2:]))
+    assert header[0] == "data, loss"
+    # Defaults come first.
+    assert (letters[0], glyphs[0]) == ("letters, npairs", "glyph100, proxy, three-epochs")
+    cells = dict(zip(header, letters, strict=True))
+    assert cells["(i) closed"] == "0 of 1 (-2.0)"
+    assert cells["(i) speed-up"] == "1 of 1 (1.5)"
+    assert cells["(ii) control"] == cells["(i) unseen"] == "–"
