@@ -30,8 +30,7 @@ import numpy as np
 import torch
 
 from hqsearch.assignment import solve_cascades
-from hqsearch.embedding import CodeProblem, StageSettings, resolve_precision
-from hqsearch.embedding.automatic import resolve_captured
+from hqsearch.embedding import CodeProblem, StageSettings, resolve_captured, resolve_precision
 from hqsearch.embedding.capture import N_STEPS_BEFORE, from_cpu
 from hqsearch.embedding.losses import (
     masked_l1_distances,
@@ -504,7 +503,7 @@ def main():
         forms = ["one by one", "compiled"]
         if device.type == "cuda":
             forms += ["captured", "compiled and captured"]
-        # Compiling takes half a minute for each trunk, nothing for a smoke run.
+        # Compiling takes up to half a minute for each row, nothing for a smoke run.
         trunks = ["mlp"] if small else ["mlp", "conv", "nin"] if device.type == "cuda" else ["mlp", "conv"]
         figures["launches"] = [
             compare_launches(trunk, objective, device, forms[:1] if small else forms, 2 if small else 50)

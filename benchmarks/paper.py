@@ -45,8 +45,8 @@ from hqsearch.embedding import (
 )
 
 RESULTS = Path(__file__).parent / "results"
-# Groups that may be left out.
-LEFT_OUT = ("codes of one level", "softmax")
+# Groups that a run may be without.
+OPTIONAL_GROUPS = ("codes of one level", "softmax")
 PACKAGES = ("hqsearch", "numpy", "scikit-learn", "torch", "numba", "faiss-cpu", "hnswlib")
 
 
@@ -70,7 +70,11 @@ def parse_arguments():
         "--n-jobs", type=int, default=1, help="systems trained and measured at once; microseconds suffer"
     )
     parser.add_argument(
-        "--without", nargs="+", choices=LEFT_OUT, default=[], help="systems that there is no time to train"
+        "--without",
+        nargs="+",
+        choices=OPTIONAL_GROUPS,
+        default=[],
+        help="systems that there is no time to train",
     )
     parser.add_argument("--validation-only", action="store_true")
     parser.add_argument("--work", type=Path, default=Path(".paper"), help="what a later run goes on from")
@@ -309,7 +313,8 @@ def run(arguments):
 def is_whole(arguments):
     """Tell whether this run is one to record: three seeds, all sparsities and protocols, nothing changed."""
     whole = len(arguments.seeds) >= 3 and len(arguments.sparsities) == 4 and len(arguments.protocols) == 2
-    return whole and not (arguments.set or arguments.epochs or arguments.limit or arguments.without)
+    changed = ("set", "epochs", "limit", "without", "validation_only")
+    return whole and not any(getattr(arguments, name) for name in changed)
 
 
 def main():

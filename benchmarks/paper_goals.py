@@ -12,7 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 
 KS = (1, 4, 16)
+# What is added to the name of a system for its curve over epsilon.
 OVER_EPSILON = ", over epsilon"
+# The speed-up from which on curves are compared.
+LEAST_SUF = 5.0
 
 PRECISION, SPEEDUP = "(i) exhaustive search", "(i) speed-up"
 CONTROL, BASELINES = "(ii) control", "(ii) baselines"
@@ -30,10 +33,11 @@ class Verdict:
         One of `KINDS`.
     goal, where : str
         In words.
-    reached : bool
-        Whether it is.
+    reached : bool or None
+        Whether it is; None where nothing is asked.
     worst : float
-        The smallest difference, in points, or for a speed-up its ratio to what is asked.
+        The smallest difference, in points, or for a speed-up its ratio to what is asked; NaN where there is
+        none.
     figure : str
         The differences, or the speed-up.
     """
@@ -41,7 +45,7 @@ class Verdict:
     kind: str
     goal: str
     where: str
-    reached: bool
+    reached: bool | None
     worst: float
     figure: str
 
@@ -191,8 +195,14 @@ def unseen_classes(found):
 
 
 def compare_curves(curve, peer):
-    """Whether a curve is above a peer's from SUF 5 up, its smallest difference in points, and them all."""
-    suf = np.geomspace(5, max(5.1, peer[0].max()), 20)
+    """Whether a curve is above a peer's from SUF 5 up, its smallest difference in points, and them all.
+
+    Nothing is asked where the peer ends below that.
+    """
+    end = peer[0].max()
+    if end < LEAST_SUF:
+        return None, float("nan"), f"the peer ends at SUF {end:.1f}"
+    suf = np.geomspace(LEAST_SUF, end, 20)
     ours, theirs = at(curve, suf), at(peer, suf)
     # Where the peer reaches and we do not, it is ahead.
     missing = np.isnan(ours) & ~np.isnan(theirs)

@@ -89,13 +89,15 @@ def write(result, stem):
         f"seeds {', '.join(map(str, result['seeds']))}; means ± the farthest seed."
         + (" Held-out training items take the place of test items." if s["validation_only"] else "")
         + (f" Left out: {', '.join(result['without'])}." if result.get("without") else ""),
-        f"Control: {json.dumps(s['control'])}. Automatic: {json.dumps(s.get('auto'))}.",
+        (f"Control: {json.dumps(s['control'])}. " if "softmax" not in result.get("without", ()) else "")
+        + f"Automatic: {json.dumps(s.get('auto'))}.",
         f"Machine: {json.dumps(result['machine'])}; versions: {json.dumps(result['versions'])}."
         + (" Systems were measured side by side: their times say little." if beside else ""),
         "",
         "## Reached or not",
     ]
-    rows = [(v.goal, v.where, "yes" if v.reached else "no", v.figure) for v in verdicts(result)]
+    words = {True: "yes", False: "no", None: "–"}
+    rows = [(v.goal, v.where, words[v.reached], v.figure) for v in verdicts(result)]
     lines += table(("goal", "where", "reached", "difference in points, or figure"), rows)
     lines += precision_tables(result, found)
     stem.with_suffix(".md").write_text("\n".join(lines) + "\n")

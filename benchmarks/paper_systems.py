@@ -10,6 +10,7 @@ from functools import cached_property, partial
 import faiss
 import hnswlib
 import numpy as np
+from paper_goals import KS, OVER_EPSILON
 from sklearn.base import BaseEstimator
 from sklearn.frozen import FrozenEstimator
 
@@ -26,7 +27,6 @@ from hqsearch.metrics import bucket_nmi, precision_at_k, recall_at_k
 # Times are of one thread, as those of our search.
 faiss.omp_set_num_threads(1)
 
-KS = (1, 4, 16)
 PROBES = (1, 2, 4, 8, 16, 32, 64, 128)
 EPSILONS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.6, 0.8, 1.2, 2.0)
 EFS = (16, 32, 64, 128, 256)
@@ -38,8 +38,6 @@ VARIANTS = {
     ", listed by codes": {"probing": "centroids", "listing": "codes"},
     ", own leaves": {"probing": "best_first", "listing": "codes"},
 }
-# What is added to the name of a system for its curve over epsilon.
-OVER_EPSILON = ", over epsilon"
 
 
 class Embedded(BaseEstimator):

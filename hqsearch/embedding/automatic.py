@@ -42,8 +42,8 @@ def resolve_precision(
     Parameters
     ----------
     precision : {"auto", "float32", "bfloat16"}
-        "auto" takes bfloat16 for the built-in convolutional trunks where the device multiplies it in
-        instructions of its own.
+        "auto" takes bfloat16 for the built-in convolutional trunks where the device multiplies it faster than
+        float32.
     network : str, nn.Module or callable
         The trunk, see `build_trunk`.
     input_shape : sequence of int

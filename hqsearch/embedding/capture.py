@@ -25,7 +25,7 @@ class CapturedStep:
     """A training step that is run as it is a few times, then captured, and from then on replayed.
 
     What the CPU does in the middle of a step goes through `on_cpu`: the step is captured in parts, one before
-    it and one after it.
+    it and one after it, each with something for the device to do.
 
     Parameters
     ----------
@@ -49,7 +49,7 @@ class CapturedStep:
         self._device = device
         self._stream = torch.cuda.Stream(device)
         self._n_before = 0
-        # A graph for each part, and what the CPU does before the next one; the last part captured is open.
+        # A graph for each part, and what the CPU does before the next one; one being captured is open.
         self._graphs: list[torch.cuda.CUDAGraph] = []
         self._exchanges: list[Callable[[], None]] = []
         self._open = ExitStack()
@@ -77,7 +77,7 @@ class CapturedStep:
         function : callable
             Its arrays have the same shapes and dtypes in every step.
         values : Tensor
-            On the device.
+            On the device, without gradient.
 
         Returns
         -------
@@ -88,10 +88,12 @@ class CapturedStep:
             return on_cpu(function, values, self._device)
         # Nothing of the part before has run yet; what follows needs what comes of it.
         self._close_part()
-        result = on_cpu(function, values, self._device)
+        device = self._device
+        result = on_cpu(function, values, device)
 
+        # Without `self`, which would hold itself, and the stage with all its data.
         def exchange() -> None:
-            result.copy_(from_cpu(function(values.cpu().numpy()), self._device))
+            result.copy_(on_cpu(function, values, device))
 
         self._exchanges.append(exchange)
         self._open_part()
@@ -140,6 +142,6 @@ def on_cpu(function: ArrayFunction, values: Tensor, device: torch.device) -> Ten
 def from_cpu(array: np.ndarray, device: torch.device) -> Tensor:
     """Copy to the device, without waiting for what it is doing."""
     tensor = torch.from_numpy(array)
-    if device.type == "cuda":
-        tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)

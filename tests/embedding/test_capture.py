@@ -218,6 +218,17 @@ class TestMoreOnGpu:
         masks = {tuple(step(items)["kept"].tolist()) for _ in range(8)}
         assert len(masks) == 8
 
+    def test_a_stage_in_two_parts_is_gone_with_its_data_once_nobody_holds_it(self, digits, monkeypatch):
+        X, y, *_ = digits
+        run, stages = Stage.run, []
+        monkeypatch.setattr(Stage, "run", lambda stage: stages.append(weakref.ref(stage)) or run(stage))
+        gc.disable()
+        try:
+            make(loss="npairs", device="cuda").fit(X, y)
+            assert [stage() for stage in stages] == [None, None]
+        finally:
+            gc.enable()
+
     def test_a_replay_hands_over_to_the_cpu_what_its_items_make_and_goes_on_with_the_answer(self):
         device = torch.device("cuda")
         values, asked = torch.arange(4.0, device=device), []
