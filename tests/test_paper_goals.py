@@ -45,8 +45,8 @@ EXHAUSTIVE = "precision@1, 4, 16 of exhaustive search, within the seeds' spread"
     ("ours", "expected"),
     [
         ([0.91, 0.89, 0.93], True),
-        # 0.02 behind on the mean, from 0.06 behind to 0.01 ahead: 0.04 from that mean.
-        ([0.89, 0.89, 0.86], True),
+        # 0.023 behind on the mean, of which one seed is 0.037 away, below.
+        ([0.895, 0.875, 0.86], True),
         # 0.02 behind on the mean, and all seeds within 0.01 of it.
         ([0.88, 0.87, 0.89], False),
     ],

@@ -25,7 +25,6 @@ class _BiasedReLU(torch.autograd.Function):
         """Map outputs, (n, channels, height, width), to a tensor of their shape."""
         rectified = torch.relu(outputs)
         ctx.save_for_backward(rectified)
-        ctx.bias_dtype = bias.dtype
         return rectified
 
     @staticmethod
@@ -34,7 +33,7 @@ class _BiasedReLU(torch.autograd.Function):
         (rectified,) = ctx.saved_tensors
         gradient = torch.ops.aten.threshold_backward(gradient, rectified, 0)
         rows = gradient.permute(0, 2, 3, 1).flatten(0, 2)
-        return gradient, (rows.new_ones(1, len(rows)) @ rows)[0].to(ctx.bias_dtype)
+        return gradient, (rows.new_ones(1, len(rows)) @ rows)[0]
 
 
 class RectifiedConv2d(nn.Conv2d):
