@@ -1,7 +1,8 @@
 """What all recorded experiments reach, in one table.
 
-``python benchmarks/paper_summary.py`` reads ``benchmarks/results/paper-*.json`` and writes ``paper-goals.md``
-beside them: for each data set and loss how many goals of a kind are reached, and the smallest difference.
+``python benchmarks/paper_summary.py`` reads ``benchmarks/results/paper-*.json`` and writes
+``paper-summary.md`` beside them: for each data set and loss how many goals of a kind are reached, and the
+smallest difference.
 """
 
 from __future__ import annotations
@@ -87,8 +88,9 @@ def order_of(result):
 
 
 def summary(results):
-    """Write the page for some results."""
-    rows = [summary_row(result) for result in sorted(results, key=order_of)]
+    """Write the page for some results, but for those on held-out training items, which are for choices."""
+    recorded = [result for result in results if not result["settings"]["validation_only"]]
+    rows = [summary_row(result) for result in sorted(recorded, key=order_of)]
     return "\n".join([TEXT, *table(("data, loss", "s", *COLUMNS), rows)]) + "\n"
 
 
@@ -98,10 +100,8 @@ def main():
     parser.add_argument("--results", type=Path, default=RESULTS)
     folder = parser.parse_args().results
     results = [json.loads(path.read_text()) for path in sorted(folder.glob("paper-*.json"))]
-    # What was measured on held-out training items is for choices.
-    results = [result for result in results if not result["settings"]["validation_only"]]
-    (folder / "paper-goals.md").write_text(summary(results))
-    print(f"written to {folder / 'paper-goals.md'}")
+    (folder / "paper-summary.md").write_text(summary(results))
+    print(f"written to {folder / 'paper-summary.md'}")
 
 
 if __name__ == "__main__":

@@ -24,7 +24,8 @@ def points(*pairs):
 
 def result(*records, **settings):
     """Return what paper.py writes, as far as goals need it."""
-    settings = {"dataset": "digits", "loss": "proxy", "preset": "default", "sparsities": [1], **settings}
+    usual = {"dataset": "digits", "loss": "proxy", "preset": "default", "sparsities": [1]}
+    settings = {**usual, "validation_only": False, **settings}
     return {"records": list(records), "n_classes": {"closed": 10, "unseen": 4}, "settings": settings}
 
 
@@ -169,7 +170,8 @@ def test_the_summary_counts_goals_and_names_the_worst():
     ours = over_seeds("hqsearch", [0.88, 0.88], 12.0)
     of_letters = result(*ours, *exhaustive, dataset="letters", loss="npairs")
     of_preset = result(*ours, *exhaustive, dataset="glyph100", preset="three-epochs")
-    lines = paper_summary.summary([of_preset, of_letters]).splitlines()
+    of_choices = result(*ours, *exhaustive, validation_only=True)
+    lines = paper_summary.summary([of_preset, of_letters, of_choices]).splitlines()
     header, letters, glyphs = (line.strip("| ").split(" | ") for line in (lines[-4], *lines[-2:]))
     assert header[0] == "data, loss"
     # Defaults come first.
