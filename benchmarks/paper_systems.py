@@ -122,14 +122,18 @@ def search_codes(system, sparsity, encoder, described, encode_us, places, *, gal
         codes = described[base][2]
         own = np.arange(len(codes)) if base == "query" else None
         y, base_y = places.labels["query"], places.labels[base]
-        for suffix, way in VARIANTS.items():
-            items = FittedItems.from_blocks(
+        by_listing = {
+            listing: FittedItems.from_blocks(
                 [described[base]],
                 branching_factor=encoder.branching_factor,
                 n_levels=encoder.n_levels,
-                listing=way["listing"],
+                listing=listing,
                 embedding_weight=1.0 if gallery is None else gallery.embedding_weight,
             )
+            for listing in dict.fromkeys(way["listing"] for way in VARIANTS.values())
+        }
+        for suffix, way in VARIANTS.items():
+            items = by_listing[way["listing"]]
             if way["probing"] == "centroids" and items.centroids is None:
                 continue
             epsilon = 0.0 if gallery is None or way["probing"] != "centroids" else gallery.epsilon
@@ -254,9 +258,11 @@ def weights_of(gallery):
     return {name: getattr(gallery, name) for name in ("hidden_weight", "embedding_weight", "epsilon")}
 
 
-def with_sparsity(encoder, sparsity):
-    """Return a fitted encoder with codes of another sparsity from the same level scores."""
-    return copy.copy(encoder).set_params(sparsity=sparsity)
+def with_sparsity(encoder, sparsity, described):
+    """Return a fitted encoder with codes of another sparsity, and these of what it has described already."""
+    coder = copy.copy(encoder).set_params(sparsity=sparsity)
+    codes = {name: (e, scores, coder._codes(scores)) for name, (e, scores, _) in described.items()}
+    return coder, codes
 
 
 class Systems:
@@ -366,8 +372,7 @@ class Systems:
             for gallery, places in self.galleries
         ]
         for s in [s for s in self.sparsities if s <= self.n_classes]:
-            coder = with_sparsity(control, s)
-            own = {name: (e, scores, coder._codes(scores)) for name, (e, scores, _) in described.items()}
+            coder, own = with_sparsity(control, s, described)
             for gallery, places, embedding, embed_us in ours:
                 # Among other classes its embedding counts as much as ours does.
                 more = {"gallery": gallery, "curve": s == self.sparsities[0]}
@@ -410,7 +415,7 @@ class Systems:
             if "random_state" in maker.get_params():
                 maker.set_params(random_state=self.seed)
             maker.fit(train)
+            described, more_us = embedded.apply(maker.describe)
             for s in self.sparsities:
-                coder = with_sparsity(maker, s)
-                described, more_us = embedded.apply(coder.describe)
-                yield from search_codes(name, s, coder, described, us + more_us, embedded, gallery=gallery)
+                coder, own = with_sparsity(maker, s, described)
+                yield from search_codes(name, s, coder, own, us + more_us, embedded, gallery=gallery)

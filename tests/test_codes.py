@@ -18,14 +18,23 @@ def naive_codes(scores, sparsity):
     return [path * d + t for t in last]
 
 
-@pytest.mark.parametrize(("n_levels", "d", "sparsity"), [(1, 1, 1), (1, 6, 6), (2, 5, 1), (3, 4, 2)])
-@pytest.mark.parametrize("tied", [False, True])
-def test_codes_are_greedy_paths_with_ties_to_the_lower_bucket(n_levels, d, sparsity, tied):
+SHAPES = [(1, 1, 1), (1, 6, 6), (2, 5, 1), (3, 4, 2), (1, 12, 8), (1, 12, 9)]
+
+
+@pytest.mark.parametrize(("n_levels", "d", "sparsity"), SHAPES)
+@pytest.mark.parametrize("kind", ["all different", "tied", "integers", "mostly infinite"])
+def test_codes_are_greedy_paths_with_ties_to_the_lower_bucket(n_levels, d, sparsity, kind):
     rng = np.random.default_rng(0)
     shape = (50, n_levels, d)
-    scores = rng.integers(0, 3, shape).astype(float) if tied else rng.normal(size=shape)
+    scores = rng.normal(size=shape) if kind == "all different" else rng.integers(0, 3, shape)
+    if kind != "integers":
+        scores = scores.astype(np.float32)
+    if kind == "mostly infinite":
+        scores[scores < 2] = -np.inf
     expected = [naive_codes(item, sparsity) for item in scores]
+    before = scores.copy()
     np.testing.assert_array_equal(greedy_codes(scores, sparsity), expected)
+    np.testing.assert_array_equal(scores, before)
 
 
 def test_bucket_ids_pass_32_bits():
@@ -87,3 +96,12 @@ def test_mean_scores_of_items_that_come_in_blocks_equal_those_of_all_at_once():
         blocks = CellScores.from_blocks((codes[part], scores[part]) for part in parts)
         for found, expected in zip(blocks.of(codes), whole.of(codes), strict=True):
             np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_mean_scores_of_many_buckets_are_those_of_the_items_in_a_cell():
+    rng = np.random.default_rng(0)
+    scores = rng.normal(size=(40, 2, 300)).astype(np.float32)
+    codes = rng.integers(0, 6, (40, 1))
+    found, _ = CellScores(codes, scores).of(codes)
+    expected = [scores[codes[:, 0] == code].mean(0, dtype=np.float64) for code in codes[:, 0]]
+    np.testing.assert_array_equal(found, np.array(expected).astype(np.float32))
