@@ -136,7 +136,7 @@ def search_codes(system, sparsity, encoder, described, encode_us, places, *, gal
             items = by_listing[way["listing"]]
             if way["probing"] == "centroids" and items.centroids is None:
                 continue
-            epsilon = 0.0 if gallery is None or way["probing"] != "centroids" else gallery.epsilon
+            epsilon = default_epsilon(encoder, gallery, **way)
             search = partial(items.search, described["query"], probing=way["probing"], exclude=own, n_jobs=1)
             place = {"s": sparsity, "direction": direction, "n_leaves": len(items.table.occupied_leaves())}
             record = {"system": system + suffix, **place}
@@ -150,13 +150,20 @@ def search_codes(system, sparsity, encoder, described, encode_us, places, *, gal
             buckets = items.table.stored_codes() // encoder.branching_factor ** (
                 items.table.n_levels - items.n_levels
             )
-            record |= {"us": encode_us + search_us, "NMI": bucket_nmi(buckets, base_y)}
+            record |= {"us": encode_us + search_us, "NMI": bucket_nmi(buckets, base_y), "epsilon": epsilon}
             if curve:
                 record["curve"] = _curve(search, "n_probes", PROBES, y, base_y)
             yield record
-            if curve and epsilon:
+            if curve and gallery is not None and gallery.epsilon and way["probing"] == "centroids":
                 points = _curve(search, "epsilon", EPSILONS, y, base_y)
                 yield {"system": f"{system}{suffix}{OVER_EPSILON}", **place, "curve": points}
+
+
+def default_epsilon(encoder, gallery, *, probing, listing):
+    """Return what an index's epsilon="auto" is with this encoder and gallery."""
+    of_encoder = getattr(encoder, "epsilon_", 0.0) if listing == "centroids" else 0.0
+    of_gallery = 0.0 if gallery is None else gallery.epsilon
+    return max(of_encoder, of_gallery) if probing == "centroids" else 0.0
 
 
 def _curve(search, name, values, y, base_y):
@@ -255,7 +262,7 @@ def weights_of(gallery):
     """Weights of a gallery as entries of a record; those of trained classes are left out."""
     if gallery is None:
         return {}
-    return {name: getattr(gallery, name) for name in ("hidden_weight", "embedding_weight", "epsilon")}
+    return {name: getattr(gallery, name) for name in ("hidden_weight", "embedding_weight")}
 
 
 def with_sparsity(encoder, sparsity, described):

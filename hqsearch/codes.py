@@ -241,8 +241,8 @@ def _cell_sums(codes: np.ndarray, level_scores: np.ndarray) -> tuple[np.ndarray,
     counts = np.bincount(cell_of.ravel(), minlength=len(cells))
     sums = np.zeros((len(cells), *level_scores.shape[1:]))
     if len(codes):
-        # A product with the matrix that has a one where an item is in a cell; `np.add.reduceat` takes ten times
-        # as long.
+        # A product with the matrix that has a one where an item is in a cell; `np.add.reduceat` takes ten
+        # times as long.
         order = np.argsort(cell_of.ravel(), kind="stable")
         indptr = np.concatenate([[0], np.cumsum(counts)])
         is_in = sp.csr_matrix((np.ones(len(order)), order, indptr), shape=(len(cells), len(order)))

@@ -16,6 +16,7 @@ from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _num_samples, check_is_fitted, validate_data
 
+from hqsearch.calibration import mean_distance_ratio
 from hqsearch.codes import code_matrix, greedy_codes, mean_score_gap
 from hqsearch.gallery import Gallery
 from hqsearch.persistence import SaveMixin, load_estimator
@@ -159,6 +160,16 @@ class HierarchicalHashEncoder(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transf
         over the levels, and its standard error, which `gallery_of` compares with. None where fewer than two
         items were held out, the hash stage was not trained, there is one bucket a level, `fit` was
         interrupted, or the encoder was saved by an earlier version.
+    distance_ratio_ : tuple of float or None
+        Mean ratio of a held-out item's distances to the nearest and to the second nearest of `class_means_`,
+        and its standard error, which `gallery_of` compares with too.
+    class_means_ : ndarray of shape (n_means, embedding_dim), dtype float32, or None
+        Mean embedding of each class that is among 16,384 random training items; None where `score_gap_` is.
+    epsilon_ : float
+        The `epsilon` of an index with `epsilon="auto"` of items of trained classes: the least of some with
+        which searching for held-out items is as precise as exhaustive search of the embedding, at 1 and at
+        16, half a standard error aside, and not less than the number of classes times as fast. 0 opens the
+        nearest leaf alone, and stands where `score_gap_` is None.
     n_features_in_ : int
         `X.shape[1]`: features of a vector, channels of an image.
     feature_names_in_ : ndarray of shape (n_features_in_,)
@@ -346,7 +357,9 @@ class HierarchicalHashEncoder(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transf
         from hqsearch.fitting import fit_stages
 
         seeds = check_random_state(self.random_state).randint(np.iinfo(np.int32).max, size=3)
-        self._model, self.history_, self.score_gap_ = fit_stages(self, X, y, *(int(seed) for seed in seeds))
+        self._model, self.history_, calibration = fit_stages(self, X, y, *(int(seed) for seed in seeds))
+        self.score_gap_, self.epsilon_ = calibration.score_gap, calibration.epsilon
+        self.distance_ratio_, self.class_means_ = calibration.distance_ratio, calibration.class_means
         self._n_features_out = self.branching_factor**self.n_levels
         return self
 
@@ -479,10 +492,12 @@ class HierarchicalHashEncoder(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transf
 
         An index asks this in its `fit`, of the items that it is fitted to, when its encoder is frozen. It
         needs no labels: the best buckets of items of trained classes are as far ahead of the second best as
-        those of items that `fit` held out (`score_gap_`), of others less. From 95 % of that down to 70 %,
-        beyond two standard errors, the weight of the hidden layer in the embedding rises to 3 (npairs: 1) and
-        that of the embedding beside the level scores from 1 to 4, and in the second half of that way the
-        index's `epsilon` from 0 to 0.2. The principal axes then are those of X.
+        those of items that `fit` held out (`score_gap_`), of others less; and the nearest class mean is as
+        much nearer than the second nearest (`distance_ratio_`), for others less. From 95 % of that gap down
+        to 70 %, or from 115 % of that ratio up to 145 %, whichever says more, and beyond two standard errors,
+        the weight of the hidden layer in the embedding rises to 3 (npairs: 1) and that of the embedding
+        beside the level scores from 1 to 4, and in the second half of that way the index's `epsilon` from 0
+        to 0.2. The principal axes then are those of X.
 
         Parameters
         ----------
@@ -523,7 +538,14 @@ class HierarchicalHashEncoder(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transf
         X = self._validate_query(X)
         asked = np.sort(np.random.default_rng(0).permutation(len(X))[:_MOST_ASKED])
         mean, error = mean_score_gap(self._model.level_scores(X[asked]))
-        settings = resolve_gallery(self.loss, (mean + 2 * math.hypot(error, reference[1])) / reference[0])
+        gap_share = (mean + 2 * math.hypot(error, reference[1])) / reference[0]
+        ratio_share = 1.0
+        # Encoders of earlier versions don't know that of their held-out items.
+        of_held_out = getattr(self, "distance_ratio_", None)
+        if of_held_out is not None and self.class_means_ is not None and of_held_out[0] > 0:
+            mean, error = mean_distance_ratio(self._model.embed(X[asked]), self.class_means_)
+            ratio_share = (mean - 2 * math.hypot(error, of_held_out[1])) / of_held_out[0]
+        settings = resolve_gallery(self.loss, gap_share, ratio_share)
         if settings is None:
             return None
         return Gallery(**settings, axes=self._model.gallery_axes(X, settings["hidden_weight"]))

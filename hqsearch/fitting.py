@@ -11,6 +11,14 @@ import numpy as np
 from sklearn.utils.validation import check_memory
 
 from hqsearch.assignment import solve_cascades
+from hqsearch.calibration import (
+    MOST_ITEMS,
+    MOST_QUERIES,
+    Calibration,
+    class_means_of,
+    least_epsilon,
+    mean_distance_ratio,
+)
 from hqsearch.codes import greedy_codes, mean_score_gap
 from hqsearch.embedding import (
     CodeProblem,
@@ -44,7 +52,7 @@ def fit_stages(
     split_seed: int,
     metric_seed: int,
     hash_seed: int,
-) -> tuple[EmbeddingModel, list[dict[str, Any]], tuple[float, float] | None]:
+) -> tuple[EmbeddingModel, list[dict[str, Any]], Calibration]:
     """Train both stages as an encoder's parameters say.
 
     Parameters
@@ -64,8 +72,8 @@ def fit_stages(
         Trained.
     history : list of dict
         One record an epoch, of both stages.
-    score_gap : tuple of float or None
-        `mean_score_gap` of held-out items, where there are some and the hash stage was trained.
+    calibration : Calibration
+        What the held-out items tell; nothing where there are none or the hash stage was not trained.
     """
     train, validation = split_validation(y, encoder.validation_fraction, np.random.default_rng(split_seed))
     metric, hashing, new_trunk = _settings(encoder, len(train))
@@ -131,13 +139,51 @@ def fit_stages(
             join()
         except KeyboardInterrupt:
             _warn_of_interruption("after both stages; the embedding is without the hidden layer")
-    score_gap = None
+    calibration = Calibration()
     if hashing.epochs > 0 and len(validation) > 1 and encoder.branching_factor > 1:
         try:
-            score_gap = mean_score_gap(model.level_scores(X[validation]))
+            calibration = _calibrate(encoder, model, X, y, train, validation, split_seed)
         except KeyboardInterrupt:
-            _warn_of_interruption("after both stages; it won't tell whether items are of other classes")
-    return model, history, score_gap
+            _warn_of_interruption(
+                "after both stages; it won't tell whether items are of other classes, "
+                "nor how many leaves to open"
+            )
+    return model, history, calibration
+
+
+def _calibrate(
+    encoder: HierarchicalHashEncoder,
+    model: EmbeddingModel,
+    X: np.ndarray,
+    y: np.ndarray,
+    train: np.ndarray,
+    validation: np.ndarray,
+    seed: int,
+) -> Calibration:
+    """Look at held-out items, and search for them among those trained on; at some of many."""
+    rng = np.random.default_rng((seed, 1))
+    described, classes = [], []
+    for rows, most in ((train, MOST_ITEMS), (validation, MOST_QUERIES)):
+        asked = np.sort(rng.permutation(rows)[:most])
+        embedding, level_scores = model.describe(X[asked])
+        described.append((embedding, level_scores, greedy_codes(level_scores, encoder.sparsity)))
+        classes.append(y[asked])
+    gallery, queries = described
+    means = class_means_of(gallery[0], np.unique(classes[0], return_inverse=True)[1])
+    return Calibration(
+        score_gap=mean_score_gap(queries[1]),
+        distance_ratio=mean_distance_ratio(queries[0], means) if len(means) > 1 else None,
+        class_means=means,
+        epsilon=least_epsilon(
+            gallery,
+            classes[0],
+            queries,
+            classes[1],
+            branching_factor=encoder.branching_factor,
+            n_levels=encoder.n_levels,
+            n_jobs=encoder.n_jobs,
+        ),
+    )
 
 
 def _warn_of_interruption(where: str) -> None:

@@ -65,8 +65,10 @@ class HierarchicalHashIndex(
         Beside the nearest leaf a query also opens those, of the 64 nearest, that are at most `1 + epsilon`
         times as far: one that lies between leaves opens several, one amid the items of a leaf only that. It
         takes `probing="centroids"`, and does nothing where there are no centroids (see Notes). "auto" is 0
-        where a number of probes is given, and else what `gallery_` says: 0, or up to 0.2 where the items look
-        like other classes than those that the encoder was trained on.
+        where a number of probes is given. Else it is what makes a search as precise as exhaustive search:
+        where items are listed by centroids, what the encoder has found out on items that it held out
+        (`epsilon_`, often 0); or if that is more, what `gallery_` says, up to 0.2 where the items look like
+        other classes than those that the encoder was trained on.
     mode : {"distance", "connectivity"}, default="distance"
         Entries of the graph that `transform` returns: distances, or ones.
     probing : {"centroids", "best_first", "lexicographic"}, default="centroids"

@@ -28,6 +28,7 @@ class NeighborsMixin:
     radius: float
     n_jobs: int | None
     gallery_: Gallery | None
+    encoder_: Any
     _items: FittedItems
     _state: IndexState
     _describe: Callable[[Any], Described]
@@ -139,12 +140,15 @@ class NeighborsMixin:
         }
 
     def _resolve_epsilon(self, epsilon: Any, n_probes: int | None) -> float:
-        """Turn `epsilon` into a number: "auto" asks the gallery, unless the probes are counted."""
+        """Turn `epsilon` into a number: "auto" asks gallery and encoder, unless the probes are counted."""
         if isinstance(epsilon, str) and epsilon == "auto":
-            gallery: Gallery | None = getattr(self, "gallery_", None)
-            if gallery is None or n_probes is not None or self.probing != "centroids":
+            if n_probes is not None or self.probing != "centroids":
                 return 0.0
-            return gallery.epsilon
+            gallery: Gallery | None = getattr(self, "gallery_", None)
+            of_gallery = 0.0 if gallery is None else gallery.epsilon
+            # The encoder's is of items that are listed by centroids. Of another estimator there is none.
+            listed = self._items.listing == "centroids"
+            return max(of_gallery, getattr(self.encoder_, "epsilon_", 0.0) if listed else 0.0)
         if not isinstance(epsilon, Real) or not 0 <= float(epsilon) < math.inf:
             raise ValueError(f"Expected epsilon to be 'auto' or a finite number >= 0, got {epsilon!r}.")
         return float(epsilon)

@@ -12,6 +12,7 @@ from sklearn.utils import check_random_state
 import hqsearch.encoder
 import hqsearch.fitting
 from hqsearch import HierarchicalHashEncoder, HierarchicalHashIndex
+from hqsearch.calibration import mean_distance_ratio
 from hqsearch.codes import mean_score_gap
 from hqsearch.embedding import resolve_gallery, split_validation
 from hqsearch.metrics import precision_at_k
@@ -59,25 +60,33 @@ def precision(embedding, y):
 
 
 @pytest.mark.parametrize(
-    ("loss", "gap_share", "expected"),
+    ("loss", "gap_share", "ratio_share", "expected"),
     [
-        ("proxy", 0.825, (1.85, 2.5, 0.0)),
-        ("proxy", 0.7625, (2.425, 3.25, 0.1)),
-        ("proxy", 0.7, (3.0, 4.0, 0.2)),
-        ("proxy", 0.1, (3.0, 4.0, 0.2)),
-        ("proxy", 0.94, (0.792, 1.12, 0.0)),
-        ("npairs", 0.825, (0.5, 2.5, 0.0)),
-        ("triplet", 0.825, (1.5, 2.5, 0.0)),
+        ("proxy", 0.825, 1.0, (1.85, 2.5, 0.0)),
+        ("proxy", 0.7625, 1.0, (2.425, 3.25, 0.1)),
+        ("proxy", 0.7, 1.0, (3.0, 4.0, 0.2)),
+        ("proxy", 0.1, 1.0, (3.0, 4.0, 0.2)),
+        ("proxy", 0.94, 1.0, (0.792, 1.12, 0.0)),
+        ("npairs", 0.825, 1.0, (0.5, 2.5, 0.0)),
+        ("triplet", 0.825, 1.0, (1.5, 2.5, 0.0)),
+        # By the distances alone, and by what says more.
+        ("proxy", 1.0, 1.3, (1.85, 2.5, 0.0)),
+        ("proxy", 1.2, 2.0, (3.0, 4.0, 0.2)),
+        ("proxy", 0.94, 1.375, (2.425, 3.25, 0.1)),
+        ("proxy", 0.7625, 1.2, (2.425, 3.25, 0.1)),
     ],
 )
-def test_weights_rise_where_scores_of_a_gallery_are_closer(loss, gap_share, expected):
+def test_weights_rise_where_scores_of_a_gallery_are_closer_or_classes_less_apart(
+    loss, gap_share, ratio_share, expected
+):
     names = ("hidden_weight", "embedding_weight", "epsilon")
-    assert resolve_gallery(loss, gap_share) == pytest.approx(dict(zip(names, expected, strict=True)))
+    found = resolve_gallery(loss, gap_share, ratio_share)
+    assert found == pytest.approx(dict(zip(names, expected, strict=True)))
 
 
-@pytest.mark.parametrize("gap_share", [0.95, 1.0, 1.2])
-def test_weights_stay_where_they_are_as_far_apart(gap_share):
-    assert resolve_gallery("proxy", gap_share) is None
+@pytest.mark.parametrize(("gap_share", "ratio_share"), [(0.95, 1.15), (1.0, 1.0), (1.2, 0.5)])
+def test_weights_stay_where_they_are_as_far_apart(gap_share, ratio_share):
+    assert resolve_gallery("proxy", gap_share, ratio_share) is None
 
 
 def test_gaps_are_of_the_two_best_buckets_of_each_level():
@@ -95,6 +104,43 @@ def test_the_gap_is_that_of_held_out_items(encoder, parts):
     known, others = (mean_score_gap(encoder.level_scores(parts[name][0])) for name in ("known", "others"))
     assert encoder.score_gap_[0] == pytest.approx(known[0], rel=0.05)
     assert others[0] < 0.7 * encoder.score_gap_[0]
+
+
+def test_the_distance_ratio_is_that_of_held_out_items_too(encoder, parts):
+    X, y = parts["train"]
+    split_seed = check_random_state(0).randint(np.iinfo(np.int32).max, size=3)[0]
+    train, held_out = split_validation(y, encoder.validation_fraction, np.random.default_rng(split_seed))
+    embedding = encoder.embed(X)
+    means = np.array([embedding[train][y[train] == c].mean(0) for c in range(N_KNOWN)])
+    np.testing.assert_allclose(encoder.class_means_, means, atol=1e-5)
+    nearest = np.sort(np.linalg.norm(embedding[held_out][:, None] - means[None], axis=2), 1)
+    ratios = nearest[:, 0] / nearest[:, 1]
+    expected = ratios.mean(), ratios.std(ddof=1) / len(ratios) ** 0.5
+    assert encoder.distance_ratio_ == pytest.approx(expected, rel=1e-4)
+    known, others = (
+        mean_distance_ratio(encoder.embed(parts[name][0]), means) for name in ("known", "others")
+    )
+    assert known[0] < 1.15 * encoder.distance_ratio_[0] < 1.45 * encoder.distance_ratio_[0] < others[0]
+
+
+def test_a_distance_ratio_of_items_at_a_mean_is_zero():
+    means = np.array([[0.0, 0], [1, 0]], dtype=np.float32)
+    assert mean_distance_ratio(np.array([[0.0, 0], [1, 0]]), means) == (0.0, 0.0)
+    assert mean_distance_ratio(np.array([[0.0, 0], [0.25, 0]]), means) == pytest.approx((1 / 6, 1 / 6))
+    # Two classes in one place tell nothing.
+    assert mean_distance_ratio(np.zeros((2, 2)), np.zeros((2, 2))) == (0.0, 0.0)
+
+
+def test_the_metric_stages_network_notices_other_classes_where_the_hash_stages_is_sure(
+    encoder, parts, monkeypatch
+):
+    monkeypatch.setattr(encoder, "score_gap_", (0.1, 0.0))
+    assert encoder.gallery_of(parts["others"][0]).hidden_weight == 3
+    assert encoder.gallery_of(parts["known"][0]) is None
+    mean = encoder.distance_ratio_[0]
+    # A reference that is as uncertain as this says nothing.
+    monkeypatch.setattr(encoder, "distance_ratio_", (mean, mean))
+    assert encoder.gallery_of(parts["others"][0]) is None
 
 
 def test_known_classes_ask_for_nothing(encoder, parts):
@@ -194,6 +240,8 @@ def test_few_items_and_pickles_of_before_say_nothing(encoder, parts):
     X = parts["others"][0]
     assert encoder.gallery_of(X[:15]) is None
     earlier = pickle.loads(pickle.dumps(encoder))
+    del earlier.distance_ratio_
+    assert earlier.gallery_of(X) is not None
     del earlier.score_gap_
     assert earlier.gallery_of(X) is None
     # All scores alike.
@@ -212,6 +260,7 @@ def test_a_difference_within_two_standard_errors_says_nothing(
         return scores
 
     monkeypatch.setattr(encoder, "score_gap_", (1.0, error))
+    monkeypatch.setattr(encoder, "distance_ratio_", None)
     monkeypatch.setattr(type(encoder._model), "level_scores", level_scores)
     assert (encoder.gallery_of(parts["others"][0][:n_items]) is not None) == asks
 

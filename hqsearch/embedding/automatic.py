@@ -25,11 +25,13 @@ _FEW_STEPS, _MANY_STEPS = 40, 120
 # Also measured there: what other classes gain, and trained ones lose, by the hidden layer in the embedding.
 _HIDDEN_WEIGHT = 0.7
 # Also measured there: what it is among other classes alone, how much the embedding counts beside the level
-# scores then, how much farther than the nearest leaf those may be that are opened too, and the share of
-# held-out items' score gap from which on a gallery's items count as of trained classes, or as of others.
+# scores then, how much farther than the nearest leaf those may be that are opened too, and the shares of
+# held-out items' score gap and distance ratio from which on a gallery's items count as of trained classes, or
+# as of others.
 _OTHER_CLASSES_WEIGHT = {"proxy": 3.0, "triplet": 3.0, "npairs": 1.0}
 _OTHER_CLASSES_EMBEDDING, _OTHER_CLASSES_EPSILON = 4.0, 0.2
-_FAMILIAR, _UNFAMILIAR = 0.95, 0.7
+_FAMILIAR_GAP, _UNFAMILIAR_GAP = 0.95, 0.7
+_FAMILIAR_RATIO, _UNFAMILIAR_RATIO = 1.15, 1.45
 # The first NVIDIA GPUs that multiply bfloat16.
 _CUDA_CAPABILITY = (8, 0)
 
@@ -138,7 +140,7 @@ def resolve_hidden_weight(hidden_weight: float | str, loss: str) -> float:
     return _HIDDEN_WEIGHT if loss == "proxy" else 0.0
 
 
-def resolve_gallery(loss: str, gap_share: float) -> dict[str, float] | None:
+def resolve_gallery(loss: str, gap_share: float, ratio_share: float) -> dict[str, float] | None:
     """Say how a gallery is searched, where its items are of other classes.
 
     Parameters
@@ -147,13 +149,18 @@ def resolve_gallery(loss: str, gap_share: float) -> dict[str, float] | None:
         Of the training.
     gap_share : float
         Score gap of the gallery's items, as a share of that of held-out items of trained classes.
+    ratio_share : float
+        Their distance ratio, likewise. Either says that items are of other classes, whatever the other says:
+        the hash stage's network may be sure of items that the metric stage's has never seen the like of.
 
     Returns
     -------
     dict or None
         All of a `Gallery` but its axes. None where the items are of trained classes.
     """
-    others = min((_FAMILIAR - gap_share) / (_FAMILIAR - _UNFAMILIAR), 1.0)
+    by_gap = (_FAMILIAR_GAP - gap_share) / (_FAMILIAR_GAP - _UNFAMILIAR_GAP)
+    by_ratio = (ratio_share - _FAMILIAR_RATIO) / (_UNFAMILIAR_RATIO - _FAMILIAR_RATIO)
+    others = min(max(by_gap, by_ratio), 1.0)
     if others <= 0:
         return None
     weight = resolve_hidden_weight("auto", loss)

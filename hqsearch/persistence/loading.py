@@ -76,9 +76,14 @@ def _has_encoder(thing: Any) -> bool:
 
 # What parameters that older folders lack stood for.
 _BEFORE = {"hidden_weight": 0.0, "hash_trunk": "metric", "epsilon": 0.0}
-# And what attributes that folders of before format 6 lack stood for.
+# And what attributes that older folders lack stood for.
 _ATTRIBUTES_BEFORE: dict[str, dict[str, Any]] = {
-    "HierarchicalHashEncoder": {"score_gap_": None},
+    "HierarchicalHashEncoder": {
+        "score_gap_": None,
+        "distance_ratio_": None,
+        "class_means_": None,
+        "epsilon_": 0.0,
+    },
     "HierarchicalHashIndex": {"gallery_": None},
 }
 # Of format 5, which are of no use any more.
