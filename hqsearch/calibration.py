@@ -131,9 +131,7 @@ def least_epsilon(
             break
         chosen = epsilon
         if all(
-            _is_as_precise(
-                (gallery_y[result.positions] == query_y[:, None]) & (result.positions >= 0), is_right[:, :k]
-            )
+            _is_as_precise(gallery_y[result.positions] == query_y[:, None], is_right[:, :k])
             for k, result in results.items()
         ):
             break

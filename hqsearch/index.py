@@ -53,7 +53,7 @@ class HierarchicalHashIndex(
         `branching_factor` and `sparsity`. Where it also has `describe(X)`, which returns embedding, level
         scores and codes together, that is called instead of the three; where a frozen one has
         `gallery_of(X)`, that is asked in `fit` what suits the items, and returns a `Gallery` or None
-        (`gallery_`).
+        (`gallery_`); where it has `epsilon_`, that counts in `epsilon="auto"`.
     sparsity : int or None, default=None
         None keeps the encoder's; a number overrides it.
     n_neighbors : int, default=5
