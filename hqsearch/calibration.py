@@ -15,7 +15,7 @@ from hqsearch.items import Described, FittedItems
 EPSILONS = (0.0, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4)
 # Items and queries that are looked at.
 MOST_ITEMS, MOST_QUERIES = 16384, 2048
-# Neighbours whose labels count, and standard errors that a difference may be below zero.
+# Neighbours whose labels count, and standard errors that a difference may be below zero; a single query, too.
 _KS, _SLACK = (1, 16), 0.5
 
 
@@ -111,8 +111,8 @@ def least_epsilon(
     -------
     float
         One of `EPSILONS`: the first whose precision at 1 and at 16 is that of exhaustive search of the same
-        embedding or more, half a standard error of their difference aside. Where that would cost a
-        speed-up below the number of classes, the largest before it. 0 where leaves have no centroids.
+        embedding or more, half a standard error of their difference or one query aside. Where that would
+        cost a speed-up below the number of classes, the largest before it. 0 where leaves have no centroids.
     """
     items = FittedItems.from_blocks(
         [gallery], branching_factor=branching_factor, n_levels=n_levels, listing="centroids", n_jobs=n_jobs
@@ -141,4 +141,4 @@ def least_epsilon(
 def _is_as_precise(found: np.ndarray, exhaustive: np.ndarray) -> bool:
     """Compare query by query which neighbours are of its class; (n_queries, k) each."""
     gaps = found.mean(1) - exhaustive.mean(1)
-    return bool(gaps.mean() >= -_SLACK * gaps.std() / math.sqrt(len(gaps)))
+    return bool(gaps.mean() >= -max(_SLACK * gaps.std() / math.sqrt(len(gaps)), 1 / len(gaps)))

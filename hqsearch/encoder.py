@@ -168,8 +168,8 @@ class HierarchicalHashEncoder(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transf
     epsilon_ : float
         The `epsilon` of an index with `epsilon="auto"` of items of trained classes: the least of some with
         which searching for held-out items is as precise as exhaustive search of the embedding, at 1 and at
-        16, half a standard error aside, and not less than the number of classes times as fast. 0 opens the
-        nearest leaf alone, and stands where `score_gap_` is None.
+        16, half a standard error or one query aside, and not less than the number of classes times as fast.
+        0 opens the nearest leaf alone, and stands where `score_gap_` is None.
     n_features_in_ : int
         `X.shape[1]`: features of a vector, channels of an image.
     feature_names_in_ : ndarray of shape (n_features_in_,)

@@ -41,7 +41,7 @@ def by_definition(gallery, gallery_y, queries, query_y):
             found = items.search(queries, k, epsilon=epsilon)
             right = (gallery_y[found.positions] == query_y[:, None]).mean(1)
             gap = right - (gallery_y[order[:, :k]] == query_y[:, None]).mean(1)
-            enough.append(gap.mean() >= -0.5 * gap.std() / np.sqrt(len(gap)))
+            enough.append(gap.sum() >= -max(0.5 * gap.std() * np.sqrt(len(gap)), 1))
             if k == 1 and found.stats.suf() < N_CLASSES and epsilon > 0:
                 return chosen, False
         chosen = epsilon
@@ -55,6 +55,8 @@ def by_definition(gallery, gallery_y, queries, query_y):
     [
         (0.1, 0.9, "nearest leaf"),
         (0.8, 0.5, "some"),
+        # Precision at 1 decides, and then precision at 16.
+        (1.5, 0.6, "some"),
         (4.0, 0.3, "some"),
         (1.2, 0.7, "some"),
     ],
@@ -68,6 +70,14 @@ def test_it_is_the_least_with_which_a_search_is_as_precise_as_exhaustive_search(
     found = least_epsilon(gallery, gallery_y, queries, query_y, **TREE)
     assert found == expected
     assert (found == 0) == (kind == "nearest leaf")
+
+
+def test_one_query_of_few_is_no_evidence():
+    found, exhaustive = np.ones((100, 1), dtype=bool), np.ones((100, 1), dtype=bool)
+    found[0] = False
+    assert hqsearch.calibration._is_as_precise(found, exhaustive)
+    found[1] = False
+    assert not hqsearch.calibration._is_as_precise(found, exhaustive)
 
 
 def test_a_speedup_below_the_number_of_classes_is_no_price_to_pay(monkeypatch):
@@ -92,13 +102,14 @@ def fitted():
     # A hash stage that has hardly begun, beside an embedding that is trained.
     X, y = make_blobs(1500, 8, centers=30, cluster_std=1.5, random_state=0)
     parameters = {"metric_epochs": 8, "hash_epochs": 1, "hash_learning_rate": 1e-4, "hash_trunk": "new"}
-    return HierarchicalHashEncoder(**parameters, device="cpu", random_state=0).fit(X, y), X, y
+    parameters |= {"validation_fraction": 0.5, "device": "cpu", "random_state": 0}
+    return HierarchicalHashEncoder(**parameters).fit(X, y), X, y
 
 
 def test_an_encoder_asks_the_items_that_it_holds_out(fitted):
     encoder, X, y = fitted
     seed = int(check_random_state(0).randint(np.iinfo(np.int32).max, size=3)[0])
-    train, held_out = split_validation(y, 0.1, np.random.default_rng(seed))
+    train, held_out = split_validation(y, 0.5, np.random.default_rng(seed))
     shape = {"branching_factor": 64, "n_levels": 2}
     parts = [(encoder.describe(X[rows]), y[rows]) for rows in (np.sort(train), np.sort(held_out))]
     expected = least_epsilon(*parts[0], *parts[1], **shape)
