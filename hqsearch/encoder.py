@@ -494,7 +494,7 @@ class HierarchicalHashEncoder(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transf
         needs no labels: the best buckets of items of trained classes are as far ahead of the second best as
         those of items that `fit` held out (`score_gap_`), of others less; and the nearest class mean is as
         much nearer than the second nearest (`distance_ratio_`), for others less. From 95 % of that gap down
-        to 70 %, or from 115 % of that ratio up to 145 %, whichever says more, and beyond two standard errors,
+        to 70 %, or from 110 % of that ratio up to 130 %, whichever says more, and beyond two standard errors,
         the weight of the hidden layer in the embedding rises to 3 (npairs: 1) and that of the embedding
         beside the level scores from 1 to 4, and in the second half of that way the index's `epsilon` from 0
         to 0.2. The principal axes then are those of X.

@@ -70,10 +70,10 @@ def precision(embedding, y):
         ("npairs", 0.825, 1.0, (0.5, 2.5, 0.0)),
         ("triplet", 0.825, 1.0, (1.5, 2.5, 0.0)),
         # By the distances alone, and by what says more.
-        ("proxy", 1.0, 1.3, (1.85, 2.5, 0.0)),
+        ("proxy", 1.0, 1.2, (1.85, 2.5, 0.0)),
         ("proxy", 1.2, 2.0, (3.0, 4.0, 0.2)),
-        ("proxy", 0.94, 1.375, (2.425, 3.25, 0.1)),
-        ("proxy", 0.7625, 1.2, (2.425, 3.25, 0.1)),
+        ("proxy", 0.94, 1.25, (2.425, 3.25, 0.1)),
+        ("proxy", 0.7625, 1.15, (2.425, 3.25, 0.1)),
     ],
 )
 def test_weights_rise_where_scores_of_a_gallery_are_closer_or_classes_less_apart(
@@ -84,7 +84,7 @@ def test_weights_rise_where_scores_of_a_gallery_are_closer_or_classes_less_apart
     assert found == pytest.approx(dict(zip(names, expected, strict=True)))
 
 
-@pytest.mark.parametrize(("gap_share", "ratio_share"), [(0.95, 1.15), (1.0, 1.0), (1.2, 0.5)])
+@pytest.mark.parametrize(("gap_share", "ratio_share"), [(0.95, 1.1), (1.0, 1.0), (1.2, 0.5)])
 def test_weights_stay_where_they_are_as_far_apart(gap_share, ratio_share):
     assert resolve_gallery("proxy", gap_share, ratio_share) is None
 
@@ -120,7 +120,7 @@ def test_the_distance_ratio_is_that_of_held_out_items_too(encoder, parts):
     known, others = (
         mean_distance_ratio(encoder.embed(parts[name][0]), means) for name in ("known", "others")
     )
-    assert known[0] < 1.15 * encoder.distance_ratio_[0] < 1.45 * encoder.distance_ratio_[0] < others[0]
+    assert known[0] < 1.1 * encoder.distance_ratio_[0] < 1.3 * encoder.distance_ratio_[0] < others[0]
 
 
 def test_a_distance_ratio_of_items_at_a_mean_is_zero():
