@@ -28,6 +28,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from published_step import naive_distances, naive_semihard, naive_similarities, published_step
 
 from hqsearch.assignment import solve_cascades
 from hqsearch.embedding import CodeProblem, StageSettings, resolve_captured, resolve_precision
@@ -175,118 +176,6 @@ def time_parts(trunk_name, sparsity, loss, device, n_steps):
 # --- the published step, written plainly
 
 
-def naive_mask(codes):
-    """Return M(i, j, t) = 1 - (1 - z_it)(1 - z_jt), items x items x buckets."""
-    return 1 - (1 - codes[:, None]) * (1 - codes[None])
-
-
-def naive_similarities(anchors, positives, codes):
-    """Masked inner products by the whole mask."""
-    return (naive_mask(codes) * anchors[:, None] * positives[None]).sum(-1)
-
-
-def naive_distances(scores, codes):
-    """Masked L1 distances by the whole mask."""
-    return (naive_mask(codes) * (scores[:, None] - scores[None]).abs()).sum(-1)
-
-
-def naive_semihard(distances, same, margin):
-    """Semi-hard triplet loss by an items x items x items mask."""
-    n = len(distances)
-    other = ~same
-    farther = other[:, None, :] & (distances[:, None, :] > distances[:, :, None])
-    cube = distances[:, None, :].expand(n, n, n)
-    nearest_farther = cube.masked_fill(~farther, torch.inf).amin(-1)
-    farthest = distances.masked_fill(~other, -torch.inf).amax(-1, keepdim=True).expand(n, n)
-    negative = torch.where(farther.any(-1), nearest_farther, farthest)
-    pairs = same & ~torch.eye(n, dtype=torch.bool, device=same.device)
-    return torch.where(pairs, (margin + distances - negative).clamp_min(0), 0.0).sum() / pairs.sum()
-
-
-def ortools_cascade(class_scores, sparsity):
-    """Codes of one batch, the network built arc by arc: (n_classes, n_levels, d) scores to codes."""
-    from ortools.graph.python import min_cost_flow
-
-    n_classes, n_levels, d = class_scores.shape
-    codes = np.zeros(class_scores.shape, dtype=np.float32)
-    parents = np.zeros(n_classes, dtype=np.int64)
-    scale = 10**6
-    for level in range(n_levels):
-        k = sparsity if level == n_levels - 1 else 1
-        groups = np.unique(parents, return_inverse=True)[1]
-        flow = min_cost_flow.SimpleMinCostFlow()
-        source, n_nodes = 0, 1 + n_classes
-        bucket_node = list(range(n_nodes, n_nodes + d))
-        n_nodes += d
-        middle = {}
-        arcs = []
-        for c in range(n_classes):
-            flow.add_arc_with_capacity_and_unit_cost(source, 1 + c, k, 0)
-            for t in range(d):
-                target = bucket_node[t]
-                if level:
-                    key = (groups[c], t)
-                    if key not in middle:
-                        middle[key] = n_nodes
-                        n_nodes += 1
-                        for w in range(int((groups == groups[c]).sum())):
-                            cost = int(w * PENALTIES["sibling_penalty"] * scale)
-                            flow.add_arc_with_capacity_and_unit_cost(middle[key], target, 1, cost)
-                    target = middle[key]
-                cost = -int(class_scores[c, level, t] * scale)
-                arcs.append((flow.add_arc_with_capacity_and_unit_cost(1 + c, target, 1, cost), c, t))
-        sink = n_nodes
-        for t in range(d):
-            for w in range(n_classes):
-                cost = int(w * PENALTIES["orthogonality_penalty"] * scale)
-                flow.add_arc_with_capacity_and_unit_cost(bucket_node[t], sink, 1, cost)
-        flow.set_node_supply(source, n_classes * k)
-        flow.set_node_supply(sink, -n_classes * k)
-        if flow.solve() != flow.OPTIMAL:
-            raise RuntimeError("OR-Tools found no optimum")
-        for arc, c, t in arcs:
-            codes[c, level, t] = flow.flow(arc)
-        parents = parents * d + codes[:, level].argmax(1)
-    return codes
-
-
-def plain_step(stage, items):
-    """One update as published: a forward pass for the codes, another for the loss, whole masks."""
-    device = stage.data.X.device
-    problem, loss_name = stage.problem, stage.settings.loss
-    items = items[0]
-    n_classes, per_class = items.shape
-    x = stage.data.X[items.flatten()]
-
-    def forward():
-        scores = stage.network(x).view(n_classes, per_class, N_LEVELS, BRANCHING_FACTOR)
-        return torch.nn.functional.normalize(scores, dim=-1) if loss_name == "triplet" else scores
-
-    with torch.no_grad():
-        class_scores = forward().mean(1).cpu().numpy()
-    codes = torch.from_numpy(ortools_cascade(class_scores, problem.sparsity)).to(device)
-    scores = forward()
-    total = 0.0
-    for level in range(N_LEVELS):
-        member, level_scores = codes[:, level], scores[:, :, level]
-        same = (member[:, None] == member[None]).all(-1)
-        if loss_name == "npairs":
-            half = per_class // 2
-            anchors, positives = level_scores[:, :half].flatten(0, 1), level_scores[:, half:].flatten(0, 1)
-            mask = member.repeat_interleave(half, 0)
-            same = same.repeat_interleave(half, 0).repeat_interleave(half, 1)
-            similarities = naive_similarities(anchors, positives, mask)
-            total = total + npairs_loss(similarities, same, anchors, positives, stage.settings.regularization)
-        else:
-            mask = member.repeat_interleave(per_class, 0)
-            same = same.repeat_interleave(per_class, 0).repeat_interleave(per_class, 1)
-            distances = naive_distances(level_scores.flatten(0, 1), mask)
-            total = total + naive_semihard(distances, same, stage.settings.margin)
-    stage._optimizer.zero_grad(set_to_none=True)
-    total.backward()
-    stage._optimizer.step()
-
-
 def compare_steps(trunk_name, sparsity, loss, device, n_steps):
     """Items a second of our step and of the plain one, in turns."""
     captured = resolve_captured(trunk_name, device)
@@ -299,7 +188,7 @@ def compare_steps(trunk_name, sparsity, loss, device, n_steps):
     for step in range(n_steps + n_before):
         for name, stage, run in (
             ("ours", ours, ours._update),
-            ("plain", plain, lambda items: plain_step(plain, items)),
+            ("plain", plain, lambda items: published_step(plain, items, PENALTIES)),
         ):
             items = draw(stage)
             wait_for(device)
