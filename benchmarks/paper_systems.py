@@ -21,6 +21,7 @@ from hqsearch.baselines import (
     ThresholdHashEncoder,
     VectorQuantizationHashEncoder,
 )
+from hqsearch.fitting import calibrate_again
 from hqsearch.items import FittedItems
 from hqsearch.metrics import bucket_nmi, precision_at_k, recall_at_k
 
@@ -100,7 +101,7 @@ def search_codes(system, sparsity, encoder, described, encode_us, places, *, gal
     sparsity : int
         Codes of an item.
     encoder : estimator
-        For the shape of its codes.
+        For the shape of its codes, and how far a query looks by default.
     described : dict of str to tuple
         Embedding, level scores and codes of each part.
     encode_us : float
@@ -161,7 +162,8 @@ def search_codes(system, sparsity, encoder, described, encode_us, places, *, gal
 
 def default_epsilon(encoder, gallery, *, probing, listing):
     """Return what an index's epsilon="auto" is with this encoder and gallery."""
-    of_encoder = getattr(encoder, "epsilon_", 0.0) if listing == "centroids" else 0.0
+    known = listing == "centroids" and isinstance(encoder, HierarchicalHashEncoder)
+    of_encoder = encoder.epsilon_ if known else 0.0
     of_gallery = 0.0 if gallery is None else gallery.epsilon
     return max(of_encoder, of_gallery) if probing == "centroids" else 0.0
 
@@ -333,7 +335,10 @@ class Systems:
         kept = self.folder / f"{system}, {sparsity}"
         # What a run that was killed had begun to save has no manifest.
         if (kept / "manifest.json").exists():
-            return HierarchicalHashEncoder.load(kept)
+            encoder = HierarchicalHashEncoder.load(kept)
+            # Searching may have changed since.
+            encoder._keep(calibrate_again(encoder, self.task.X, self.task.y))
+            return encoder
         encoder = self.encoder(sparsity=sparsity, **self.by_sparsity.get(sparsity, {}), **more)
         encoder.save(kept)
         return encoder

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from sklearn.metrics.pairwise import euclidean_distances
-from sklearn.neighbors import NearestNeighbors
 
 from hqsearch.items import Described, FittedItems
+from hqsearch.search import LeafTable
 
 # Ascending; the first one opens the nearest leaf alone.
 EPSILONS = (0.0, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4)
@@ -94,7 +94,7 @@ def least_epsilon(
     n_levels: int,
     n_jobs: int | None = None,
 ) -> float:
-    """Find the least epsilon with which searching is as precise as exhaustive search.
+    """Find the least epsilon with which searching is as precise as exhaustive search, as far as it is cheap.
 
     Parameters
     ----------
@@ -111,8 +111,9 @@ def least_epsilon(
     -------
     float
         One of `EPSILONS`: the first whose precision at 1 and at 16 is that of exhaustive search of the same
-        embedding or more, half a standard error of their difference or one query aside. Where that would
-        cost a speed-up below the number of classes, the largest before it. 0 where leaves have no centroids.
+        embedding or more, half a standard error of their difference or one query aside. Where none is, or
+        only at a speed-up below the number of classes when one neighbour is asked for, the largest that is
+        not as slow as that. 0 where leaves have no centroids.
     """
     items = FittedItems.from_blocks(
         [gallery], branching_factor=branching_factor, n_levels=n_levels, listing="centroids", n_jobs=n_jobs
@@ -120,9 +121,7 @@ def least_epsilon(
     if items.centroids is None:
         return EPSILONS[0]
     ks = sorted({min(k, len(gallery_y)) for k in _KS})
-    exhaustive = NearestNeighbors(n_neighbors=ks[-1], algorithm="brute", n_jobs=n_jobs).fit(gallery[0])
-    nearest = exhaustive.kneighbors(queries[0], return_distance=False)
-    is_right = gallery_y[nearest] == query_y[:, None]
+    is_right = gallery_y[_exhaustive(gallery[0], queries[0], ks[-1], n_jobs)] == query_y[:, None]
     n_classes = len(np.unique(gallery_y))
     chosen = EPSILONS[0]
     for epsilon in EPSILONS:
@@ -136,6 +135,16 @@ def least_epsilon(
         ):
             break
     return chosen
+
+
+def _exhaustive(gallery: np.ndarray, queries: np.ndarray, k: int, n_jobs: int | None) -> np.ndarray:
+    """Positions of the nearest items of all, ties as an index breaks them: a table of one leaf."""
+    (n_items, _), n_queries = gallery.shape, len(queries)
+    root = np.zeros((n_items, 1), dtype=np.int64)
+    table = LeafTable.build(gallery, root, branching_factor=1, n_levels=1)
+    no_scores = np.zeros((n_queries, 1, 1), dtype=np.float32)
+    code = np.zeros((n_queries, 1), dtype=np.int64)
+    return table.search(queries, no_scores, code, k, n_jobs=n_jobs).positions
 
 
 def _is_as_precise(found: np.ndarray, exhaustive: np.ndarray) -> bool:

@@ -16,7 +16,7 @@ from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _num_samples, check_is_fitted, validate_data
 
-from hqsearch.calibration import mean_distance_ratio
+from hqsearch.calibration import Calibration, mean_distance_ratio
 from hqsearch.codes import code_matrix, greedy_codes, mean_score_gap
 from hqsearch.gallery import Gallery
 from hqsearch.persistence import SaveMixin, load_estimator
@@ -138,8 +138,8 @@ class HierarchicalHashEncoder(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transf
         "auto" trains the built-in convolutional trunks in bfloat16 where the device has fast instructions for
         it (AMX, AVX512-BF16 but for Intel's from Sapphire Rapids on, NVIDIA from Ampere on), else in float32.
     n_jobs : int or None, default=None
-        Threads that solve the flow problems of a step, as in joblib; used with `code_assignment="batch"` and
-        several class groups.
+        Threads that solve the flow problems of a step, as in joblib, used with `code_assignment="batch"` and
+        several class groups; and that search for held-out items in the end.
     random_state : int, RandomState instance or None, default=None
         Seed of the hold-out, the initial weights, the batches and dropout. Same seed, same codes on one
         machine's CPU, whatever `n_jobs`. The global random states are neither read nor changed, but for
@@ -166,10 +166,12 @@ class HierarchicalHashEncoder(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transf
     class_means_ : ndarray of shape (n_means, embedding_dim), dtype float32, or None
         Mean embedding of each class that is among 16,384 random training items; None where `score_gap_` is.
     epsilon_ : float
-        The `epsilon` of an index with `epsilon="auto"` of items of trained classes: the least of some with
-        which searching for held-out items is as precise as exhaustive search of the embedding, at 1 and at
-        16, half a standard error or one query aside, and not less than the number of classes times as fast.
-        0 opens the nearest leaf alone, and stands where `score_gap_` is None.
+        What an index's `epsilon="auto"` is over items of trained classes, with codes of the sparsity of the
+        fit. It is the least of 0 to 0.4 with which searching for held-out items is as precise as exhaustive
+        search of the embedding, at 1 and at 16 neighbours, half a standard error or one query aside; where
+        none is, or only at a speed-up (at 1) below the number of classes, the largest that is not as slow as
+        that. 0 opens the nearest leaf alone; so it is where `score_gap_` is None or the leaves of an index
+        have no centroids.
     n_features_in_ : int
         `X.shape[1]`: features of a vector, channels of an image.
     feature_names_in_ : ndarray of shape (n_features_in_,)
@@ -356,10 +358,8 @@ class HierarchicalHashEncoder(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transf
         # It imports torch, which importing this package must not.
         from hqsearch.fitting import fit_stages
 
-        seeds = check_random_state(self.random_state).randint(np.iinfo(np.int32).max, size=3)
-        self._model, self.history_, calibration = fit_stages(self, X, y, *(int(seed) for seed in seeds))
-        self.score_gap_, self.epsilon_ = calibration.score_gap, calibration.epsilon
-        self.distance_ratio_, self.class_means_ = calibration.distance_ratio, calibration.class_means
+        self._model, self.history_, calibration = fit_stages(self, X, y, *self._draw_seeds())
+        self._keep(calibration)
         self._n_features_out = self.branching_factor**self.n_levels
         return self
 
@@ -426,6 +426,27 @@ class HierarchicalHashEncoder(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transf
             Bucket ids `sum_v digit_v * branching_factor**(n_levels - v)`, best first.
         """
         return greedy_codes(self.level_scores(X), self.sparsity)
+
+    def _draw_seeds(self) -> list[int]:
+        """Seeds of the hold-out and of either stage."""
+        seeds = check_random_state(self.random_state).randint(np.iinfo(np.int32).max, size=3)
+        return [int(seed) for seed in seeds]
+
+    def _keep(self, calibration: Calibration) -> None:
+        self.score_gap_, self.distance_ratio_ = calibration.score_gap, calibration.distance_ratio
+        self.class_means_, self.epsilon_ = calibration.class_means, calibration.epsilon
+        # Of this many leaves, that `epsilon_` is of.
+        self._calibrated_sparsity = self.sparsity
+
+    def _describes_by_model(self) -> bool:
+        """Whether items are described as in `fit`, not by a subclass's own methods."""
+        return all(getattr(type(self), name) is method for name, method in _DESCRIBING.items())
+
+    def _epsilon(self) -> float:
+        """`epsilon_`, where it is of these codes."""
+        # Encoders of earlier versions have none.
+        known = getattr(self, "_calibrated_sparsity", None) == self.sparsity
+        return self.epsilon_ if known and self._describes_by_model() else 0.0
 
     def embed(self, X: Any, gallery: Gallery | None = None) -> np.ndarray:
         """Embedding by which candidates are ranked.
@@ -526,7 +547,7 @@ class HierarchicalHashEncoder(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transf
             or reference[0] <= 0
             or not isinstance(self.hidden_weight, str)
             or n_items < max(2, self.embedding_dim)
-            or any(getattr(type(self), name) is not method for name, method in _ASKED.items())
+            or not self._describes_by_model()
         ):
             return None
         from hqsearch.embedding import resolve_gallery
@@ -657,5 +678,5 @@ class HierarchicalHashEncoder(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transf
         return tags
 
 
-# What `gallery_of` relies on.
-_ASKED = {name: getattr(HierarchicalHashEncoder, name) for name in ("embed", "level_scores", "describe")}
+# What calibration and `gallery_of` rely on.
+_DESCRIBING = {name: getattr(HierarchicalHashEncoder, name) for name in ("embed", "level_scores", "describe")}

@@ -151,6 +151,29 @@ def fit_stages(
     return model, history, calibration
 
 
+def calibrate_again(encoder: HierarchicalHashEncoder, X: np.ndarray, y: np.ndarray) -> Calibration:
+    """Ask the items that a fitted encoder held out once more: what comes of it depends on how one searches.
+
+    Parameters
+    ----------
+    encoder : HierarchicalHashEncoder
+        Fitted, with an integer as its `random_state`.
+    X : ndarray of shape (n_samples, *input_shape)
+        The items of its fit.
+    y : ndarray of shape (n_samples,)
+        Their labels.
+
+    Returns
+    -------
+    Calibration
+        What `fit` would find now.
+    """
+    y = np.searchsorted(encoder.classes_, y)
+    split_seed = encoder._draw_seeds()[0]
+    parts = split_validation(y, encoder.validation_fraction, np.random.default_rng(split_seed))
+    return _calibrate(encoder, encoder._model, X, y, *parts, split_seed)
+
+
 def _calibrate(
     encoder: HierarchicalHashEncoder,
     model: EmbeddingModel,
@@ -166,9 +189,16 @@ def _calibrate(
     for rows, most in ((train, MOST_ITEMS), (validation, MOST_QUERIES)):
         asked = np.sort(rng.permutation(rows)[:most])
         embedding, level_scores = model.describe(X[asked])
+        # An item beyond all bounds, which none of the training's checks refuses, says nothing.
+        with np.errstate(over="ignore", invalid="ignore"):
+            lengths = np.square(embedding).sum(1) + np.square(level_scores).sum((1, 2))
+        usable = np.isfinite(lengths)
+        asked, embedding, level_scores = asked[usable], embedding[usable], level_scores[usable]
         described.append((embedding, level_scores, greedy_codes(level_scores, encoder.sparsity)))
         classes.append(y[asked])
     gallery, queries = described
+    if min(map(len, classes)) < 2:
+        return Calibration()
     means = class_means_of(gallery[0], np.unique(classes[0], return_inverse=True)[1])
     return Calibration(
         score_gap=mean_score_gap(queries[1]),

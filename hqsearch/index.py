@@ -53,7 +53,7 @@ class HierarchicalHashIndex(
         `branching_factor` and `sparsity`. Where it also has `describe(X)`, which returns embedding, level
         scores and codes together, that is called instead of the three; where a frozen one has
         `gallery_of(X)`, that is asked in `fit` what suits the items, and returns a `Gallery` or None
-        (`gallery_`); where it has `epsilon_`, that counts in `epsilon="auto"`.
+        (`gallery_`).
     sparsity : int or None, default=None
         None keeps the encoder's; a number overrides it.
     n_neighbors : int, default=5
@@ -65,10 +65,10 @@ class HierarchicalHashIndex(
         Beside the nearest leaf a query also opens those, of the 64 nearest, that are at most `1 + epsilon`
         times as far: one that lies between leaves opens several, one amid the items of a leaf only that. It
         takes `probing="centroids"`, and does nothing where there are no centroids (see Notes). "auto" is 0
-        where a number of probes is given. Else it is what makes a search as precise as exhaustive search:
-        where items are listed by centroids, what the encoder has found out on items that it held out
-        (`epsilon_`, often 0); or if that is more, what `gallery_` says, up to 0.2 where the items look like
-        other classes than those that the encoder was trained on.
+        where a number of probes is given. Else, where items are listed by centroids, it is what the encoder
+        has found to make a search as precise as exhaustive search (`HierarchicalHashEncoder.epsilon_`, often
+        0); or if that is more, what `gallery_` says, up to 0.2 where the items look like other classes than
+        those that the encoder was trained on. `epsilon_` is what it came to.
     mode : {"distance", "connectivity"}, default="distance"
         Entries of the graph that `transform` returns: distances, or ones.
     probing : {"centroids", "best_first", "lexicographic"}, default="centroids"
@@ -98,6 +98,8 @@ class HierarchicalHashIndex(
         training; `embed` then differs from that of `encoder_`. Items that are added later are not asked.
         With a number as the encoder's `hidden_weight`, set before or after its own `fit`, it is None, so that
         distances of several indexes, such as the shards of one, can be compared.
+    epsilon_ : float
+        What `epsilon` comes to in searches whose call does not say otherwise.
     labels_ : ndarray of shape (n_positions_,) or None
         Labels of the items by position; None where `fit` or an `add` got none.
     n_samples_fit_ : int
@@ -496,6 +498,17 @@ class HierarchicalHashIndex(
         """
         check_is_fitted(self)
         return self._items.table
+
+    @property
+    def epsilon_(self) -> float:
+        """What `epsilon` comes to in searches whose call does not say otherwise."""
+        check_is_fitted(self)
+        return self._resolve_epsilon(self.epsilon, self.n_probes)
+
+    def _epsilon_of_encoder(self) -> float:
+        """Ask the encoder; of other estimators nothing is known."""
+        encoder = self.encoder_
+        return encoder._epsilon() if isinstance(encoder, HierarchicalHashEncoder) else 0.0
 
     @property
     def labels_(self) -> np.ndarray | None:

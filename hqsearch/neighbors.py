@@ -28,10 +28,10 @@ class NeighborsMixin:
     radius: float
     n_jobs: int | None
     gallery_: Gallery | None
-    encoder_: Any
     _items: FittedItems
     _state: IndexState
     _describe: Callable[[Any], Described]
+    _epsilon_of_encoder: Callable[[], float]
 
     def kneighbors(
         self,
@@ -146,9 +146,9 @@ class NeighborsMixin:
                 return 0.0
             gallery: Gallery | None = getattr(self, "gallery_", None)
             of_gallery = 0.0 if gallery is None else gallery.epsilon
-            # The encoder's is of items that are listed by centroids. Of another estimator there is none.
+            # The encoder's is of items that are listed by centroids.
             listed = self._items.listing == "centroids"
-            return max(of_gallery, getattr(self.encoder_, "epsilon_", 0.0) if listed else 0.0)
+            return max(of_gallery, self._epsilon_of_encoder() if listed else 0.0)
         if not isinstance(epsilon, Real) or not 0 <= float(epsilon) < math.inf:
             raise ValueError(f"Expected epsilon to be 'auto' or a finite number >= 0, got {epsilon!r}.")
         return float(epsilon)

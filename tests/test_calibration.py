@@ -4,6 +4,7 @@ import pickle
 
 import numpy as np
 import pytest
+from plain_encoder import PlainEncoder
 from sklearn.datasets import load_digits, make_blobs
 from sklearn.frozen import FrozenEstimator
 from sklearn.utils import check_random_state
@@ -81,7 +82,8 @@ def test_one_query_of_few_is_no_evidence():
 
 
 def test_a_speedup_below_the_number_of_classes_is_no_price_to_pay(monkeypatch):
-    gallery, gallery_y = described(3000, 0, 3.0, 0.3)
+    # So few items that a search for 16 opens more leaves than one for the nearest.
+    gallery, gallery_y = described(400, 0, 3.0, 0.3)
     queries, query_y = described(800, 1, 3.0, 0.3)
     monkeypatch.setattr(hqsearch.calibration, "_is_as_precise", lambda found, exhaustive: False)
     monkeypatch.setattr(hqsearch.calibration, "EPSILONS", (0.0, 0.1, 0.3, 0.6, 1.0, 2.0))
@@ -106,14 +108,35 @@ def fitted():
     return HierarchicalHashEncoder(**parameters).fit(X, y), X, y
 
 
-def test_an_encoder_asks_the_items_that_it_holds_out(fitted):
+@pytest.mark.parametrize("sparsity", [1, 3])
+def test_an_encoder_asks_the_items_that_it_holds_out(sparsity, fitted):
     encoder, X, y = fitted
+    if sparsity != 1:
+        encoder = HierarchicalHashEncoder(**encoder.get_params() | {"sparsity": sparsity}).fit(X, y)
     seed = int(check_random_state(0).randint(np.iinfo(np.int32).max, size=3)[0])
     train, held_out = split_validation(y, 0.5, np.random.default_rng(seed))
     shape = {"branching_factor": 64, "n_levels": 2}
     parts = [(encoder.describe(X[rows]), y[rows]) for rows in (np.sort(train), np.sort(held_out))]
     expected = least_epsilon(*parts[0], *parts[1], **shape)
-    assert encoder.epsilon_ == expected > 0
+    assert encoder.epsilon_ == expected
+    assert (expected > 0) == (sparsity == 1)
+
+
+def test_codes_of_several_leaves_open_as_many(monkeypatch):
+    # What is asked of a search, whatever comes of it.
+    asked = []
+    search = FittedItems.search
+
+    def spy(self, described, k, **options):
+        asked.append((described[2].shape[1], options.get("n_probes")))
+        return search(self, described, k, **options)
+
+    monkeypatch.setattr(FittedItems, "search", spy)
+    X, y = make_blobs(300, 8, centers=5, random_state=0)
+    HierarchicalHashEncoder(metric_epochs=1, hash_epochs=1, sparsity=3, device="cpu", random_state=0).fit(
+        X, y
+    )
+    assert set(asked) == {(3, None)}
 
 
 def test_few_of_many_items_are_asked(fitted, monkeypatch):
@@ -136,11 +159,39 @@ def test_few_of_many_items_are_asked(fitted, monkeypatch):
 @pytest.mark.parametrize(
     "parameters", [{"branching_factor": 1, "n_levels": 1}, {"validation_fraction": 0.0}, {"hash_epochs": 0}]
 )
-def test_where_nothing_can_be_asked_it_is_zero(parameters, fitted):
+def test_where_nothing_can_be_asked_it_is_zero(parameters, fitted, monkeypatch):
+    monkeypatch.setattr(hqsearch.fitting, "least_epsilon", lambda *_, **__: 0.3)
     encoder = HierarchicalHashEncoder(
         **{"metric_epochs": 1, "hash_epochs": 1, "random_state": 0, "device": "cpu"} | parameters
     )
     assert encoder.fit(*fitted[1:]).epsilon_ == 0
+    assert encoder.score_gap_ is encoder.distance_ratio_ is encoder.class_means_ is None
+
+
+@pytest.mark.parametrize("loss", ["npairs", "triplet", "proxy"])
+@pytest.mark.filterwarnings("error")
+def test_an_item_beyond_all_bounds_says_nothing(loss):
+    X, y = make_blobs(400, 8, centers=6, random_state=0)
+    seed = int(check_random_state(0).randint(np.iinfo(np.int32).max, size=3)[0])
+    held_out = split_validation(y, 0.1, np.random.default_rng(seed))[1]
+    X[held_out[0]] = 1e30
+    encoder = HierarchicalHashEncoder(
+        loss=loss, metric_epochs=1, hash_epochs=1, device="cpu", random_state=0
+    ).fit(X, y)
+    known = np.array([*encoder.score_gap_, *encoder.distance_ratio_, encoder.epsilon_])
+    assert np.isfinite(known).all()
+    assert np.isfinite(encoder.class_means_).all()
+
+
+def test_ties_are_broken_as_an_index_breaks_them():
+    rng = np.random.default_rng(0)
+    # Two thousand items at a hundred places.
+    points = rng.normal(size=(100, 4)).astype(np.float32)
+    which = rng.integers(0, 100, 2000)
+    queries = points[rng.integers(0, 100, 50)]
+    found = hqsearch.calibration._exhaustive(points[which], queries, 5, None)
+    distances = np.square(queries[:, None] - points[which][None]).sum(-1)
+    np.testing.assert_array_equal(found, np.argsort(distances, 1, kind="stable")[:, :5])
 
 
 def test_an_interruption_loses_no_fit(fitted, monkeypatch):
@@ -165,12 +216,35 @@ def test_an_index_takes_it_from_its_encoder_where_items_are_listed_by_centroids(
     encoder.epsilon_ = 0.3
     index = HierarchicalHashIndex(FrozenEstimator(encoder)).fit(X, y)
     assert index.gallery_ is None
-    asked = opened(index, X)
-    assert asked == opened(index, X, epsilon=0.3) > opened(index, X, epsilon=0)
+    assert index.epsilon_ == 0.3
+    assert opened(index, X) == opened(index, X, epsilon=0.3) > opened(index, X, epsilon=0)
     assert opened(index, X, n_probes=2) == opened(index, X, n_probes=2, epsilon=0)
     for options in ({"listing": "codes"}, {"probing": "best_first"}):
         other = HierarchicalHashIndex(FrozenEstimator(encoder), **options).fit(X, y)
+        assert other.epsilon_ == 0
         assert opened(other, X) == opened(other, X, epsilon=0)
+    assert HierarchicalHashIndex(FrozenEstimator(encoder), epsilon=0.1).fit(X, y).epsilon_ == 0.1
+
+
+class Rescaled(HierarchicalHashEncoder):
+    """Describes items in its own way."""
+
+    def describe(self, X, gallery=None):
+        embedding, level_scores, codes = super().describe(X, gallery)
+        return 2 * embedding, level_scores, codes
+
+
+def test_it_counts_for_the_encoder_that_was_asked_and_its_codes_alone(fitted):
+    encoder, X, y = fitted
+    assert HierarchicalHashIndex(FrozenEstimator(encoder)).fit(X, y).epsilon_ == encoder.epsilon_ > 0
+    # Of codes of another sparsity nobody asked.
+    assert HierarchicalHashIndex(FrozenEstimator(encoder), sparsity=2).fit(X, y).epsilon_ == 0
+    other = Rescaled.__new__(Rescaled)
+    vars(other).update(vars(encoder))
+    assert HierarchicalHashIndex(FrozenEstimator(other)).fit(X, y).epsilon_ == 0
+    wrapped = PlainEncoder()
+    wrapped.epsilon_ = None
+    assert HierarchicalHashIndex(wrapped).fit(X, y).epsilon_ == 0
 
 
 def test_the_larger_of_what_encoder_and_gallery_say_counts(fitted):
@@ -192,7 +266,7 @@ def test_it_is_saved_and_one_of_before_has_none(fitted, tmp_path):
     encoder.save(tmp_path / "encoder")
     assert HierarchicalHashEncoder.load(tmp_path / "encoder").epsilon_ == encoder.epsilon_
     earlier = pickle.loads(pickle.dumps(encoder))
-    del earlier.epsilon_
+    del earlier.epsilon_, earlier._calibrated_sparsity
     index = HierarchicalHashIndex(FrozenEstimator(earlier)).fit(X, y)
     assert opened(index, X) == opened(index, X, epsilon=0)
     earlier.save(tmp_path / "earlier")
