@@ -9,7 +9,7 @@ from sklearn.base import BaseEstimator
 from sklearn.frozen import FrozenEstimator
 from sklearn.utils import check_random_state
 
-import hqsearch.encoder
+import hqsearch.description
 import hqsearch.fitting
 from hqsearch import HierarchicalHashEncoder, HierarchicalHashIndex
 from hqsearch.calibration import mean_distance_ratio
@@ -277,8 +277,8 @@ def test_a_shared_trunk_serves_both_still(parts):
 
 def test_some_items_of_many_are_looked_at(encoder, parts, monkeypatch):
     X = parts["others"][0]
-    monkeypatch.setattr(hqsearch.encoder, "_MOST_ASKED", 60)
-    monkeypatch.setattr(hqsearch.encoder, "_MOST_LOOKED_AT", 100)
+    monkeypatch.setattr(hqsearch.description, "_MOST_ASKED", 60)
+    monkeypatch.setattr(hqsearch.description, "_MOST_LOOKED_AT", 100)
     seen = []
     model = type(encoder._model)
     for name in ("level_scores", "gallery_axes"):
