@@ -82,15 +82,18 @@ def test_one_query_of_few_is_no_evidence():
 
 
 def test_a_speedup_below_the_number_of_classes_is_no_price_to_pay(monkeypatch):
-    # So few items that a search for 16 opens more leaves than one for the nearest.
-    gallery, gallery_y = described(400, 0, 3.0, 0.3)
+    gallery, gallery_y = described(300, 0, 3.0, 0.3)
     queries, query_y = described(800, 1, 3.0, 0.3)
-    monkeypatch.setattr(hqsearch.calibration, "_is_as_precise", lambda found, exhaustive: False)
-    monkeypatch.setattr(hqsearch.calibration, "EPSILONS", (0.0, 0.1, 0.3, 0.6, 1.0, 2.0))
-    found = least_epsilon(gallery, gallery_y, queries, query_y, **TREE)
     items = FittedItems.from_blocks([gallery], **TREE, listing="centroids")
-    fast = [e for e in (0.1, 0.3, 0.6, 1.0, 2.0) if items.search(queries, 1, epsilon=e).stats.suf() >= 6]
-    assert found == max(fast) < 2
+    of_one, of_many, farther = (
+        items.search(queries, k, epsilon=epsilon).stats.suf()
+        for k, epsilon in ((1, 0.1), (16, 0.1), (1, 0.3))
+    )
+    # So few items that a search for 16 opens more leaves than one for the nearest.
+    assert of_one > N_CLASSES > of_many > farther
+    monkeypatch.setattr(hqsearch.calibration, "_is_as_precise", lambda found, exhaustive: False)
+    monkeypatch.setattr(hqsearch.calibration, "EPSILONS", (0.0, 0.1, 0.3, 0.6))
+    assert least_epsilon(gallery, gallery_y, queries, query_y, **TREE) == 0.1
 
 
 def test_without_centroids_the_nearest_leaf_is_all():
