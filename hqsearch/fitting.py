@@ -142,7 +142,8 @@ def fit_stages(
     calibration = Calibration()
     if hashing.epochs > 0 and len(validation) > 1 and encoder.branching_factor > 1:
         try:
-            calibration = _calibrate(encoder, model, X, y, train, validation, split_seed)
+            known = None if encoder.shared_trunk else embedding
+            calibration = _calibrate(encoder, model, X, y, train, validation, split_seed, known)
         except KeyboardInterrupt:
             _warn_of_interruption(
                 "after both stages; it won't tell whether items are of other classes, "
@@ -182,19 +183,24 @@ def _calibrate(
     train: np.ndarray,
     validation: np.ndarray,
     seed: int,
+    embedding: np.ndarray | None = None,
 ) -> Calibration:
     """Look at held-out items, and search for them among those trained on; at some of many."""
     rng = np.random.default_rng((seed, 1))
     described, classes = [], []
     for rows, most in ((train, MOST_ITEMS), (validation, MOST_QUERIES)):
         asked = np.sort(rng.permutation(rows)[:most])
-        embedding, level_scores = model.describe(X[asked])
+        if embedding is None:
+            vectors, level_scores = model.describe(X[asked])
+        else:
+            # That of all items is known.
+            vectors, level_scores = embedding[asked], model.level_scores(X[asked])
         # An item beyond all bounds, which none of the training's checks refuses, says nothing.
         with np.errstate(over="ignore", invalid="ignore"):
-            lengths = np.square(embedding).sum(1) + np.square(level_scores).sum((1, 2))
+            lengths = np.square(vectors).sum(1) + np.square(level_scores).sum((1, 2))
         usable = np.isfinite(lengths)
-        asked, embedding, level_scores = asked[usable], embedding[usable], level_scores[usable]
-        described.append((embedding, level_scores, greedy_codes(level_scores, encoder.sparsity)))
+        asked, vectors, level_scores = asked[usable], vectors[usable], level_scores[usable]
+        described.append((vectors, level_scores, greedy_codes(level_scores, encoder.sparsity)))
         classes.append(y[asked])
     gallery, queries = described
     if min(map(len, classes)) < 2:
