@@ -245,9 +245,9 @@ def test_it_counts_for_the_encoder_that_was_asked_and_its_codes_alone(fitted):
     other = Rescaled.__new__(Rescaled)
     vars(other).update(vars(encoder))
     assert HierarchicalHashIndex(FrozenEstimator(other)).fit(X, y).epsilon_ == 0
-    wrapped = PlainEncoder()
-    wrapped.epsilon_ = None
-    assert HierarchicalHashIndex(wrapped).fit(X, y).epsilon_ == 0
+    foreign = PlainEncoder().fit(X, y)
+    foreign.epsilon_ = None
+    assert HierarchicalHashIndex(FrozenEstimator(foreign)).fit(X, y).epsilon_ == 0
 
 
 def test_the_larger_of_what_encoder_and_gallery_say_counts(fitted):
