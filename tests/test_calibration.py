@@ -186,6 +186,16 @@ def test_an_item_beyond_all_bounds_says_nothing(loss):
     assert np.isfinite(encoder.class_means_).all()
 
 
+def test_held_out_items_that_are_all_beyond_bounds_say_nothing():
+    X, y = make_blobs(400, 8, centers=6, random_state=0)
+    seed = int(check_random_state(0).randint(np.iinfo(np.int32).max, size=3)[0])
+    X[split_validation(y, 0.1, np.random.default_rng(seed))[1]] = 1e30
+    encoder = HierarchicalHashEncoder(loss="npairs", metric_epochs=1, hash_epochs=1, device="cpu")
+    encoder.set_params(random_state=0).fit(X, y)
+    assert encoder.score_gap_ is encoder.distance_ratio_ is encoder.class_means_ is None
+    assert encoder.epsilon_ == 0
+
+
 def test_ties_are_broken_as_an_index_breaks_them():
     rng = np.random.default_rng(0)
     # Two thousand items at a hundred places.
