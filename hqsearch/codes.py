@@ -249,7 +249,7 @@ def _cell_sums(codes: np.ndarray, level_scores: np.ndarray) -> tuple[np.ndarray,
         flat, flat_sums = level_scores.reshape(len(codes), -1), sums.reshape(len(cells), -1)
         for start in range(0, flat.shape[1], _COLUMNS):
             part = slice(start, start + _COLUMNS)
-            flat_sums[:, part] = is_in @ flat[:, part].astype(np.float64)
+            flat_sums[:, part] = is_in @ flat[:, part]
     return cells, counts, sums
 
 
