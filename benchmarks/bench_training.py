@@ -173,7 +173,7 @@ def time_parts(trunk_name, sparsity, loss, device, n_steps):
     return {"trunk": trunk_name, "objective": loss, "sparsity": sparsity, **medians}
 
 
-# --- the published step, written plainly
+# --- whole steps, ours and the published one
 
 
 def compare_steps(trunk_name, sparsity, loss, device, n_steps):

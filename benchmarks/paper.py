@@ -155,7 +155,7 @@ def epochs_of(encoder, y):
 def training_source():
     """Digest of the code that trains: what an earlier version of it has trained is none of ours."""
     package = Path(hqsearch.__file__).parent
-    modules = (package / name for name in ("fitting.py", "calibration.py", "codes.py"))
+    modules = (package / name for name in ("fitting.py", "codes.py"))
     folders = (path for name in ("embedding", "assignment") for path in package.glob(f"{name}/*.py"))
     return digest_of([Path(paper_data.__file__), *modules, *folders])
 

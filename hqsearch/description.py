@@ -18,6 +18,40 @@ if TYPE_CHECKING:
 
 # Items of a gallery whose level scores are looked at, and whose principal axes count.
 _MOST_ASKED, _MOST_LOOKED_AT = 2048, 8192
+# Of what items may be made; others become the first.
+ITEM_DTYPES = [np.float64, np.float32, np.uint8]
+
+
+def validate_items(encoder: Any, X: Any) -> np.ndarray:
+    """Check that items are such as a fitted encoder knows.
+
+    Parameters
+    ----------
+    encoder : estimator
+        Its `_input_shape` is the shape of one item.
+    X : array-like of shape (n_samples, *input_shape)
+        Items.
+
+    Returns
+    -------
+    ndarray of shape (n_samples, *input_shape)
+        Of one of `ITEM_DTYPES`.
+
+    Raises
+    ------
+    NotFittedError
+        If the encoder is not fitted.
+    ValueError
+        If X is malformed, or its items are of another shape.
+    """
+    check_is_fitted(encoder)
+    X = validate_data(encoder, X, reset=False, dtype=ITEM_DTYPES, allow_nd=True)
+    if X.shape[1:] != encoder._input_shape:
+        raise ValueError(
+            f"X has items of shape {X.shape[1:]}, but {type(encoder).__name__} is expecting items of shape "
+            f"{encoder._input_shape} as input."
+        )
+    return X
 
 
 class DescriptionMixin:
@@ -80,7 +114,7 @@ class DescriptionMixin:
         ndarray of shape (n_samples, embedding_dim), dtype float32
             Compared by Euclidean distance; unit rows for triplet and proxy.
         """
-        X = self._validate_query(X)
+        X = validate_items(self, X)
         return self._model.embed(X, None if gallery is None else gallery.axes)
 
     def level_scores(self, X: Any) -> np.ndarray:
@@ -96,7 +130,7 @@ class DescriptionMixin:
         ndarray of shape (n_samples, n_levels, branching_factor), dtype float32
             Higher is better; a leaf's score is the sum of its buckets' scores.
         """
-        X = self._validate_query(X)
+        X = validate_items(self, X)
         return self._model.level_scores(X)
 
     def describe(self, X: Any, gallery: Gallery | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -119,7 +153,7 @@ class DescriptionMixin:
             As `encode`.
         """
         axes = None if gallery is None else gallery.axes
-        embedding, level_scores = self._model.describe(self._validate_query(X), axes)
+        embedding, level_scores = self._model.describe(validate_items(self, X), axes)
         return embedding, level_scores, greedy_codes(level_scores, self.sparsity)
 
     def gallery_of(self, X: Any) -> Gallery | None:
@@ -170,7 +204,7 @@ class DescriptionMixin:
             # Always the same ones: an index of the same items should be the same.
             rows = np.random.default_rng(0).choice(n_items, _MOST_LOOKED_AT, replace=False)
             X = _safe_indexing(X, np.sort(rows))
-        X = self._validate_query(X)
+        X = validate_items(self, X)
         asked = np.sort(np.random.default_rng(0).permutation(len(X))[:_MOST_ASKED])
         mean, error = mean_score_gap(self._model.level_scores(X[asked]))
         gap_share = (mean + 2 * math.hypot(error, reference[1])) / reference[0]
@@ -208,7 +242,7 @@ class DescriptionMixin:
             X,
             y,
             reset=False,
-            dtype=[np.float64, np.float32, np.uint8],
+            dtype=ITEM_DTYPES,
             allow_nd=True,
             ensure_min_samples=2,
         )
@@ -218,16 +252,6 @@ class DescriptionMixin:
         )
         found = table.search(embedding, level_scores, codes, 1, exclude=np.arange(len(y)), n_jobs=self.n_jobs)
         return float(np.mean(y[found.positions[:, 0]] == y))
-
-    def _validate_query(self, X: Any) -> np.ndarray:
-        check_is_fitted(self)
-        X = validate_data(self, X, reset=False, dtype=[np.float64, np.float32, np.uint8], allow_nd=True)
-        if X.shape[1:] != self._input_shape:
-            raise ValueError(
-                f"X has items of shape {X.shape[1:]}, but {type(self).__name__} is expecting items of shape "
-                f"{self._input_shape} as input."
-            )
-        return X
 
 
 # What calibration and `gallery_of` rely on.

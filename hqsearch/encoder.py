@@ -17,7 +17,7 @@ from sklearn.utils.validation import validate_data
 
 from hqsearch.calibration import Calibration
 from hqsearch.codes import code_matrix
-from hqsearch.description import DescriptionMixin
+from hqsearch.description import ITEM_DTYPES, DescriptionMixin
 from hqsearch.persistence import SaveMixin, load_estimator
 
 # Bucket ids are int64, with a bit to spare for sums in the search.
@@ -363,9 +363,7 @@ class HierarchicalHashEncoder(
         return self
 
     def _validate_training_data(self, X: Any, y: Any) -> tuple[np.ndarray, np.ndarray]:
-        X, y = validate_data(
-            self, X, y, dtype=[np.float64, np.float32, np.uint8], allow_nd=True, ensure_min_samples=2
-        )
+        X, y = validate_data(self, X, y, dtype=ITEM_DTYPES, allow_nd=True, ensure_min_samples=2)
         self._check_n_dimensions(X)
         check_classification_targets(y)
         self.classes_, y = np.unique(y, return_inverse=True)

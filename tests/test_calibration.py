@@ -277,7 +277,8 @@ def test_the_larger_of_what_encoder_and_gallery_say_counts(fitted):
 def test_it_is_saved_and_one_of_before_has_none(fitted, tmp_path):
     encoder, X, y = fitted
     encoder.save(tmp_path / "encoder")
-    assert HierarchicalHashEncoder.load(tmp_path / "encoder").epsilon_ == encoder.epsilon_
+    loaded = HierarchicalHashEncoder.load(tmp_path / "encoder")
+    assert HierarchicalHashIndex(FrozenEstimator(loaded)).fit(X, y).epsilon_ == encoder.epsilon_ > 0
     earlier = pickle.loads(pickle.dumps(encoder))
     del earlier.epsilon_, earlier._calibrated_sparsity
     index = HierarchicalHashIndex(FrozenEstimator(earlier)).fit(X, y)

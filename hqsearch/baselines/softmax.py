@@ -14,8 +14,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, check_memory, validate_data
 
 from hqsearch.baselines.protocol import BaselineHashEncoder
-
-DTYPES = [np.float64, np.float32, np.uint8]
+from hqsearch.description import ITEM_DTYPES, validate_items
 
 
 class SoftmaxHashEncoder(BaselineHashEncoder):
@@ -184,7 +183,7 @@ class SoftmaxHashEncoder(BaselineHashEncoder):
         return self
 
     def _validate_training_data(self, X: Any, y: Any) -> tuple[np.ndarray, np.ndarray]:
-        X, y = validate_data(self, X, y, dtype=DTYPES, allow_nd=True, ensure_min_samples=2)
+        X, y = validate_data(self, X, y, dtype=ITEM_DTYPES, allow_nd=True, ensure_min_samples=2)
         if X.ndim not in (2, 4):
             raise ValueError(
                 "Expected X of shape (n_samples, n_features) or (n_samples, channels, height, width), "
@@ -257,7 +256,7 @@ class SoftmaxHashEncoder(BaselineHashEncoder):
         """
         check_is_fitted(self)
         if self.encoder_ is None:
-            return self._model.describe(self._validate_query(X))[0]
+            return self._model.describe(validate_items(self, X))[0]
         return self._embed_by_encoder(X)
 
     def level_scores(self, X: Any) -> np.ndarray:
@@ -273,7 +272,7 @@ class SoftmaxHashEncoder(BaselineHashEncoder):
         ndarray of shape (n_samples, 1, n_classes), dtype float32
             Natural logarithms, of classes of equal prior probability.
         """
-        X = self._validate_query(X)
+        X = validate_items(self, X)
         return self._model.log_probabilities(X)[:, None, :]
 
     def describe(self, X: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -295,21 +294,11 @@ class SoftmaxHashEncoder(BaselineHashEncoder):
         """
         check_is_fitted(self)
         if self.encoder_ is None:
-            embedding, log_probabilities = self._model.describe(self._validate_query(X))
+            embedding, log_probabilities = self._model.describe(validate_items(self, X))
             level_scores = log_probabilities[:, None, :]
         else:
             embedding, level_scores = self.embed(X), self.level_scores(X)
         return embedding, level_scores, self._codes(level_scores)
-
-    def _validate_query(self, X: Any) -> np.ndarray:
-        check_is_fitted(self)
-        X = validate_data(self, X, reset=False, dtype=DTYPES, allow_nd=True)
-        if X.shape[1:] != self._input_shape:
-            raise ValueError(
-                f"X has items of shape {X.shape[1:]}, but {type(self).__name__} is expecting items of shape "
-                f"{self._input_shape} as input."
-            )
-        return X
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
