@@ -274,15 +274,56 @@ class LeafCentroids:
         vars(other).update(self.__getstate__(), _prior=0.0, _code_weight=REFINED_CODE_WEIGHT)
         return other._with(sums[0], other._place(*sums))
 
+    def crowded(self, sizes: np.ndarray, weight: float) -> LeafCentroids:
+        """Put leaves of more items than the mean farther away.
+
+        Parameters
+        ----------
+        sizes : ndarray of shape (n_leaves,), dtype int64
+            Items of each row of `leaf_ids`.
+        weight : float
+            Squared distance that a leaf of e times the mean gains; more as the logarithm of its share.
+
+        Returns
+        -------
+        LeafCentroids
+            The same leaves, without any that came later.
+        """
+        vectors = self._vectors.stored_vectors()[1].copy()
+        farther = weight * np.log(np.maximum(sizes / sizes.mean(), 1))
+        vectors[:, -1] = np.sqrt(np.square(vectors[:, -1], dtype=np.float64) + farther)
+        return self._with(self._fitted_ids, vectors)
+
     def list_items(
         self, embedding: np.ndarray, level_scores: np.ndarray, sparsity: int, n_jobs: int | None = None
-    ) -> np.ndarray:
-        """Leaves that items are listed in, the nearest ones: int64, (n_items, sparsity)."""
+    ) -> tuple[np.ndarray, float]:
+        """List items in the nearest leaves.
+
+        Parameters
+        ----------
+        embedding, level_scores : ndarray
+            Of the items, as in `CentroidSums.add`.
+        sparsity : int
+            Leaves of an item.
+        n_jobs : int or None, default=None
+            Threads, as in joblib.
+
+        Returns
+        -------
+        codes : ndarray of shape (n_items, sparsity), dtype int64
+            The leaves of each item, nearest first.
+        spread : float
+            Mean squared distance of items to the centroids of these leaves, without what is added to the
+            distances of a leaf for whatever item.
+        """
         listed = np.empty((len(embedding), sparsity), dtype=np.int64)
+        added = np.square(self._table.stored_vectors()[1][:, -1], dtype=np.float64)
+        total = 0.0
         for block in _blocks(len(embedding)):
-            rows = self.nearest(embedding[block], level_scores[block], sparsity, n_jobs=n_jobs)
+            rows, distances = self.rank(embedding[block], level_scores[block], sparsity, n_jobs=n_jobs)
             listed[block] = self.leaf_ids[rows]
-        return listed
+            total += np.maximum(np.square(distances, dtype=np.float64) - added[rows], 0).sum()
+        return listed, float(total / max(1, listed.size))
 
     def _with(self, leaf_ids: np.ndarray, vectors: np.ndarray) -> LeafCentroids:
         """Other leaves of the same tree, in the same units."""

@@ -350,7 +350,7 @@ class FittedItems:
             most = wanted_leaves(n_items) if self.listing == "centroids" else None
             centroids = centroids.add(embedding, level_scores, codes, most)
             if self.listing == "centroids" and len(codes):
-                codes = centroids.list_items(embedding, level_scores, codes.shape[1])
+                codes, _ = centroids.list_items(embedding, level_scores, codes.shape[1])
         table = self.table.add(embedding, codes)
         self.cell_scores.add(codes, level_scores)
         return replace(self, table=table, centroids=centroids, label_parts=parts)

@@ -10,6 +10,9 @@ from hqsearch.centroids import MOST_LEAVES, LeafCentroids
 
 # How often items and centroids take turns to move, and the share of the items that may move in the last turn.
 N_ROUNDS, SETTLED_SHARE = 5, 0.005
+# How much farther a leaf of e times the mean size is while centroids move, as a share of the mean squared
+# distance of an item to its centroid. Large leaves become smaller; with more narrow clusters lose theirs.
+CROWDING = 0.1
 # Mean size below which no leaf is parted: a query wants its neighbours from the first that it opens.
 FEWEST_ITEMS = 48
 # A leaf of fewer items, as a share of the mean, is of items whose codes went wrong. It is a share of
@@ -34,7 +37,8 @@ def list_by_centroids(
     The leaves of the codes are where it starts, but for tiny ones, and with large ones parted: those of more
     items than `wanted_leaves` would hold of equal size, into as many as that. Then items move to the nearest
     centroids, centroids to the mean of their items, up to `N_ROUNDS` times; a leaf that loses all its items
-    then is gone. In the end every item goes where a query like it is sent.
+    then is gone. From the second time on leaves of more items than the mean are a little farther, which makes
+    sizes more alike: a query looks at fewer items. In the end every item goes where a query like it is sent.
 
     Parameters
     ----------
@@ -72,15 +76,18 @@ def list_by_centroids(
         codes[astray] = centroids.leaf_ids[found]
         centroids = centroids.of_items(embedding, directions, codes)
     centroids, codes = _part_large(centroids, embedding, directions, codes)
+    moving = centroids
     for _ in range(N_ROUNDS):
-        listed = centroids.list_items(embedding, level_scores, sparsity, n_jobs)
+        listed, spread = moving.list_items(embedding, level_scores, sparsity, n_jobs)
         n_moved = np.count_nonzero((np.sort(listed, 1) != np.sort(codes, 1)).any(1))
         codes = listed
         centroids = centroids.of_items(embedding, directions, codes)
         if n_moved <= SETTLED_SHARE * len(codes):
             break
-    # Where queries will look for them: the centroids stay.
-    return centroids, centroids.list_items(embedding, level_scores, sparsity, n_jobs)
+        sizes = np.bincount(centroids.rows_of(codes).ravel())
+        moving = centroids.crowded(sizes, CROWDING * spread)
+    # Where queries will look for them: the centroids stay, and no leaf is farther than it is.
+    return centroids, centroids.list_items(embedding, level_scores, sparsity, n_jobs)[0]
 
 
 def _part_large(

@@ -2,11 +2,9 @@
 
 import numpy as np
 import pytest
-from leaf_distances import (
-    centroids_of,
-    describe,
-    distances_by_definition,
-)
+from leaf_distances import D, centroids_of, describe, distances_by_definition, unit
+
+from hqsearch.centroids import PRIOR
 
 
 @pytest.mark.parametrize("sparsity", [1, 3])
@@ -93,3 +91,24 @@ def test_centroids_saved_before_leaves_were_parted_rank_as_they_did():
     ours, theirs = (each.add(*more) for each in (centroids, earlier))
     assert len(ours.leaf_ids) > len(centroids.leaf_ids)
     np.testing.assert_array_equal(ours.nearest(*more[:2], 5), theirs.nearest(*more[:2], 5))
+
+
+@pytest.mark.parametrize("sparsity", [1, 3])
+def test_crowded_leaves_are_farther_by_the_logarithm_of_their_share(sparsity):
+    fitted, queries = describe(300, 0), describe(40, 1)
+    distances, leaf_ids = distances_by_definition(fitted, queries)
+    sizes = np.array([(fitted[2] == leaf).sum() for leaf in leaf_ids])
+    assert sizes.max() > 1.5 * sizes.mean() > 3 * sizes.min()
+    crowded = centroids_of(fitted).crowded(sizes, 0.7)
+    farther = 0.7 * np.log(np.maximum(sizes / sizes.mean(), 1))
+    rows, ranked = crowded.rank(*queries[:2], len(leaf_ids))
+    np.testing.assert_array_equal(rows, np.argsort(distances + farther, axis=1, kind="stable"))
+    np.testing.assert_allclose(ranked, np.sqrt(np.sort(distances + farther, axis=1)), rtol=1e-5)
+    codes, spread = crowded.list_items(*queries[:2], sparsity)
+    np.testing.assert_array_equal(codes, leaf_ids[rows[:, :sparsity]])
+    # Of squared distances to code and mean scores a part is the leaf's own: half that between the two.
+    ideal = np.eye(D)[np.stack([leaf_ids // D, leaf_ids % D], 1)]
+    means = np.stack([unit(fitted[1])[fitted[2][:, 0] == leaf].mean(0) for leaf in leaf_ids])
+    own = np.square(unit(ideal) - means).sum(1) / 2 + PRIOR * np.log(sizes.max() / sizes)
+    expected = np.take_along_axis(distances - own, rows, 1)[:, :sparsity].mean()
+    assert spread == pytest.approx(expected, rel=1e-4)

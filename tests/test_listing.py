@@ -81,6 +81,29 @@ def test_large_leaves_are_parted_as_an_inverted_file_would():
     np.testing.assert_array_equal(refined(fitted, branching_factor=16).table.stored_codes(), codes)
 
 
+def test_leaves_are_of_like_size_where_large_ones_are_farther(monkeypatch):
+    # Half of the items are close together, the others far apart.
+    embedding, level_scores, codes = in_few_leaves(3000, 16)
+    embedding[::2] *= 0.4
+    fitted = (embedding, level_scores, codes)
+
+    def sizes():
+        items = refined(fitted, branching_factor=16)
+        listed = items.table.stored_codes()
+        # Where queries go: to the nearest, however many items are there.
+        rows = items.centroids.nearest(embedding, level_scores, 1)
+        assert (items.centroids.leaf_ids[rows] == listed).mean() > 0.99
+        return np.unique(listed, return_counts=True)[1]
+
+    ours = sizes()
+    monkeypatch.setattr(listing_module, "CROWDING", 0.0)
+    theirs = sizes()
+    assert len(ours) > 0.95 * len(theirs)
+    # Looked at by a query of the same distribution.
+    assert np.square(ours).sum() < 0.97 * np.square(theirs).sum()
+    assert ours.max() < theirs.max()
+
+
 def test_with_several_codes_there_are_as_many_leaves():
     embedding, level_scores, codes = in_few_leaves(1500, 16)
     codes = np.hstack([codes, np.array([[34, 51, 68]]).repeat(500, 0).reshape(1500, 1)])
