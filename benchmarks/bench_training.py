@@ -125,7 +125,7 @@ def make_stage(trunk_name, sparsity, loss, device, *, kind=TimedHashStage, captu
         branching_factor=BRANCHING_FACTOR,
         sparsity=sparsity,
         solve=lambda scores: solve_cascades(scores, sparsity=sparsity, **PENALTIES),
-        validate=lambda scores, embedding: {},
+        validate=lambda *_: {},
     )
     everything, nothing = np.arange(len(y)), np.empty(0, np.int64)
     data = TrainingData(torch.from_numpy(X).to(device), y, everything, nothing)

@@ -153,7 +153,8 @@ class HierarchicalHashEncoder(
     history_ : list of dict
         One record an epoch: `stage`, `epoch`, `loss`, `seconds`, and where the epoch was validated
         `precision@1`, for the hash stage `suf`, and `criterion`, which is greatest at the best epoch, with
-        its `standard_error`. The metric stage's figures are of the trained embedding alone.
+        its `standard_error`. They are of held-out items searched among those trained on, among 16,384 of them
+        where there are more. The metric stage's figures are of the trained embedding alone.
     score_gap_ : tuple of float or None
         Mean gap between the level scores of the best and the second best bucket of held-out items, summed
         over the levels, and its standard error, which `gallery_of` compares with. None where fewer than two

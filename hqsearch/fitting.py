@@ -127,7 +127,7 @@ def fit_stages(
         validation,
         settings=hashing,
         seed=hash_seed,
-        problem=_code_problem(encoder, embedding, y, train, validation),
+        problem=_code_problem(encoder, embedding, y),
         new_trunk=new_trunk,
         metric=metric if encoder.shared_trunk else None,
         verbose=encoder.verbose,
@@ -314,8 +314,6 @@ def _code_problem(
     encoder: HierarchicalHashEncoder,
     metric_embedding: np.ndarray | None,
     y: np.ndarray,
-    train: np.ndarray,
-    validation: np.ndarray,
 ) -> CodeProblem:
     """Say how the codes of this encoder are solved and validated."""
     n_classes = len(encoder.classes_)
@@ -330,18 +328,26 @@ def _code_problem(
         )
         return np.asarray(codes)
 
-    def validate(level_scores: np.ndarray, trained_along: np.ndarray | None) -> dict[str, float]:
+    def validate(
+        gallery: np.ndarray,
+        validation: np.ndarray,
+        level_scores: np.ndarray,
+        trained_along: np.ndarray | None,
+    ) -> dict[str, float]:
         codes = greedy_codes(level_scores, encoder.sparsity)
-        embedding = metric_embedding if trained_along is None else trained_along
-        assert embedding is not None
+        embedding = trained_along
+        if embedding is None:
+            assert metric_embedding is not None
+            embedding = metric_embedding[np.concatenate([gallery, validation])]
+        base, queries = slice(len(gallery)), slice(len(gallery), None)
         table = LeafTable.build(
-            embedding[train],
-            codes[train],
+            embedding[base],
+            codes[base],
             branching_factor=encoder.branching_factor,
             n_levels=encoder.n_levels,
         )
-        found = table.search(embedding[validation], level_scores[validation], codes[validation], 1)
-        precision = float(np.mean(y[train][found.positions[:, 0]] == y[validation]))
+        found = table.search(embedding[queries], level_scores[queries], codes[queries], 1)
+        precision = float(np.mean(y[gallery[found.positions[:, 0]]] == y[validation]))
         suf = found.stats.suf()
         # Codes that put everything into one leaf are as precise as exhaustive search, and useless, so
         # precision counts in full only from a fair speed-up on.

@@ -8,11 +8,14 @@ import pytest
 import torch
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
+from sklearn.frozen import FrozenEstimator
 from sklearn.utils import check_random_state
 from torch import nn
 
-from hqsearch import HierarchicalHashEncoder
+from hqsearch import HierarchicalHashEncoder, HierarchicalHashIndex
 from hqsearch.embedding import EmbeddingModel, split_validation
+from hqsearch.embedding import stage as stage_module
+from hqsearch.embedding.stage import TrainingData
 
 
 def make(**parameters):
@@ -190,6 +193,29 @@ def test_an_epoch_far_better_than_the_last_is_kept(digits):
     embedding = encoder.embed(X)
     distances = ((embedding[validation, None] - embedding[train]) ** 2).sum(-1)
     assert np.mean(y[train][distances.argmin(1)] == y[validation]) == pytest.approx(kept, abs=1e-9)
+
+
+@pytest.mark.parametrize("shared_trunk", [False, True])
+def test_held_out_items_are_searched_among_some_of_many_training_items(digits, monkeypatch, shared_trunk):
+    X, y, *_ = digits
+    asked = {"loss": "npairs", "validation_fraction": 0.3, "shared_trunk": shared_trunk}
+    whole = make(**asked).fit(X, y)
+    monkeypatch.setattr(stage_module, "MOST_SEARCHED", 40)
+    some = make(**asked).fit(X, y)
+    # What is trained is the same, what is said of it is not.
+    assert [r["loss"] for r in some.history_] == [r["loss"] for r in whole.history_]
+    assert some.history_[3]["precision@1"] < whole.history_[3]["precision@1"]
+    seed = check_random_state(0).randint(np.iinfo(np.int32).max, size=3)[0]
+    train, validation = split_validation(y, 0.3, np.random.default_rng(int(seed)))
+    gallery = TrainingData(torch.from_numpy(X), y, train, validation).gallery
+    assert len(np.unique(gallery)) == 40
+    assert np.isin(gallery, train).all()
+    index = HierarchicalHashIndex(FrozenEstimator(some), probing="best_first").fit(X[gallery], y[gallery])
+    positions = index.kneighbors(X[validation], 1, return_distance=False)[:, 0]
+    last = some.history_[-1]
+    assert last["criterion"] >= max(r["criterion"] for r in some.history_[4:]) - last["standard_error"]
+    assert np.mean(y[gallery[positions]] == y[validation]) == pytest.approx(last["precision@1"])
+    assert index.search_stats_.suf() == pytest.approx(last["suf"])
 
 
 def test_codes_of_fewer_leaves_than_are_fair_count_less_and_so_does_their_error(digits):

@@ -8,6 +8,7 @@ import time
 import warnings
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,10 @@ from hqsearch.embedding.capture import ArrayFunction, CapturedStep, from_cpu, on
 from hqsearch.embedding.checkpoints import Checkpoint, StageState, fill_network, network_tensors
 from hqsearch.embedding.networks import Dropout, StageNetwork
 from hqsearch.embedding.progress import report_epoch
+
+# Training items among which held-out ones are searched after an epoch, at most: a forward pass over all of
+# many items would take a fifth of the training's time.
+MOST_SEARCHED = 16384
 
 
 @dataclass(frozen=True)
@@ -84,6 +89,18 @@ class TrainingData:
     y: np.ndarray
     train: np.ndarray
     validation: np.ndarray
+
+    @cached_property
+    def gallery(self) -> np.ndarray:
+        """Positions of the training items that held-out ones are searched among, always the same."""
+        if len(self.train) <= MOST_SEARCHED:
+            return self.train
+        return np.sort(np.random.default_rng(0).permutation(self.train)[:MOST_SEARCHED])
+
+    def searched(self) -> Tensor:
+        """Items of the gallery, then the held-out ones: all that a validation looks at."""
+        positions = np.concatenate([self.gallery, self.validation])
+        return self.X[torch.from_numpy(positions).to(self.X.device)]
 
 
 class Stage(ABC):
@@ -185,7 +202,7 @@ class Stage(ABC):
                 module.generator = generator
 
     def _fit_loop(self) -> None:
-        # Validating costs a forward pass over everything, so long runs do it ten times, not every epoch.
+        # Validating costs a forward pass over many items, so long runs do it ten times, not every epoch.
         every = max(1, self.settings.epochs // 10)
         for epoch in range(len(self.history) + 1, self.settings.epochs + 1):
             started = time.perf_counter()

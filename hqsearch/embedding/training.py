@@ -33,16 +33,17 @@ class CodeProblem:
         Class scores, float32 array of shape (n_groups, n_classes, n_levels, branching_factor), to the best
         codes, bool array of the same shape.
     validate : callable
-        Level scores of all items, float32 array of shape (n_samples, n_levels, branching_factor), and their
-        embedding where this stage trains that too, else None, to a dict of figures on the held-out items, of
-        which "criterion" is to be maximised and has "standard_error".
+        Positions of a gallery, positions of held-out items, level scores of the former and then the latter,
+        float32 array of shape (n_gallery + n_held_out, n_levels, branching_factor), and their embedding where
+        this stage trains that too, else None, to a dict of figures on the held-out items, of which
+        "criterion" is to be maximised and has "standard_error".
     """
 
     n_levels: int
     branching_factor: int
     sparsity: int
     solve: Callable[[np.ndarray], np.ndarray]
-    validate: Callable[[np.ndarray, np.ndarray | None], dict[str, float]]
+    validate: Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None], dict[str, float]]
 
 
 class MetricStage(Stage):
@@ -55,10 +56,9 @@ class MetricStage(Stage):
 
     def _validate(self) -> dict[str, float]:
         data = self.data
-        embedding = embed(self.network, data.X, self.settings.loss)
-        precision = _nearest_precision(
-            embedding[data.validation], embedding[data.train], data.y[data.validation], data.y[data.train]
-        )
+        embedding = embed(self.network, data.searched(), self.settings.loss)
+        base, queries = embedding.tensor_split([len(data.gallery)])
+        precision = _nearest_precision(queries, base, data.y[data.validation], data.y[data.gallery])
         error = standard_error(precision, len(data.validation))
         return {"precision@1": precision, "criterion": precision, "standard_error": error}
 
@@ -169,11 +169,13 @@ class HashStage(Stage):
         return semihard_triplet_loss(distances, same, self.settings.margin)
 
     def _validate(self) -> dict[str, float]:
-        outputs = infer(self.network, self.data.X)
+        data = self.data
+        outputs = infer(self.network, data.searched())
         embedding = None
         if self.metric is not None:
             embedding = as_embedding(outputs[:, : self.embedding_dim], self.metric.loss).cpu().numpy()
-        return self.problem.validate(self._split(outputs).cpu().numpy(), embedding)
+        level_scores = self._split(outputs).cpu().numpy()
+        return self.problem.validate(data.gallery, data.validation, level_scores, embedding)
 
 
 def _halves(outputs: Tensor) -> tuple[Tensor, Tensor]:

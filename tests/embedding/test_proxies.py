@@ -46,7 +46,7 @@ def make_stage(
         built = ProxyMetricStage(network, data, settings, seed=0)
     else:
         solve = solve or (lambda scores: solve_cascades(scores, sparsity=sparsity))
-        problem = CodeProblem(N_LEVELS, D, sparsity, solve, validate=lambda scores, embedding: {})
+        problem = CodeProblem(N_LEVELS, D, sparsity, solve, validate=lambda *_: {})
         built = ProxyHashStage(network, data, settings, problem=problem, seed=0)
     built._initialize()
     if stage == "hash":

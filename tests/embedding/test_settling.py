@@ -27,7 +27,7 @@ def make_stage(kind, loss, *, solve=solve_cascades, epochs=1):
         trunk_learning_rate=2e-3, batch_size=16, classes_per_batch=4,
     )  # fmt: skip
     data = TrainingData(torch.from_numpy(X.astype(np.float32)), y, np.arange(84), np.arange(0))
-    problem = CodeProblem(N_LEVELS, D, 1, solve, validate=lambda scores, embedding: {})
+    problem = CodeProblem(N_LEVELS, D, 1, solve, validate=lambda *_: {})
     return kind(network, data, settings, problem=problem, seed=0)
 
 

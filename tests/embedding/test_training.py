@@ -68,7 +68,7 @@ def make_stage(
         built = MetricStage(network, data, settings, seed=0)
     else:
         solve = solve or (lambda class_scores: top_buckets(class_scores, sparsity))
-        problem = CodeProblem(n_levels, d, sparsity, solve, validate=lambda scores, embedding: {})
+        problem = CodeProblem(n_levels, d, sparsity, solve, validate=lambda *_: {})
         built = HashStage(network, data, settings, problem=problem, seed=0)
     built._initialize()
     return built
