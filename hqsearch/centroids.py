@@ -280,23 +280,25 @@ class LeafCentroids:
         Parameters
         ----------
         sizes : ndarray of shape (n_leaves,), dtype int64
-            Items of each row of `leaf_ids`.
+            Items of each leaf of the fit.
         weight : float
-            Squared distance that a leaf of e times the mean gains; more as the logarithm of its share.
+            Squared distance that a leaf of e times the mean size gains; it grows as the size's logarithm.
+            One that is infinite, of distances beyond float32, is 0.
 
         Returns
         -------
         LeafCentroids
             The same leaves, without any that came later.
         """
-        vectors = self._vectors.stored_vectors()[1].copy()
+        vectors = self._vectors.stored_vectors()[1]
+        weight = weight if math.isfinite(weight) else 0.0
         farther = weight * np.log(np.maximum(sizes / sizes.mean(), 1))
         vectors[:, -1] = np.sqrt(np.square(vectors[:, -1], dtype=np.float64) + farther)
         return self._with(self._fitted_ids, vectors)
 
     def list_items(
         self, embedding: np.ndarray, level_scores: np.ndarray, sparsity: int, n_jobs: int | None = None
-    ) -> tuple[np.ndarray, float]:
+    ) -> tuple[np.ndarray, np.ndarray]:
         """List items in the nearest leaves.
 
         Parameters
@@ -312,18 +314,34 @@ class LeafCentroids:
         -------
         codes : ndarray of shape (n_items, sparsity), dtype int64
             The leaves of each item, nearest first.
-        spread : float
-            Mean squared distance of items to the centroids of these leaves, without what is added to the
-            distances of a leaf for whatever item.
+        distances : ndarray of shape (n_items, sparsity), dtype float32
+            How far these are, not squared.
         """
         listed = np.empty((len(embedding), sparsity), dtype=np.int64)
-        added = np.square(self._table.stored_vectors()[1][:, -1], dtype=np.float64)
-        total = 0.0
+        distances = np.empty(listed.shape, dtype=np.float32)
         for block in _blocks(len(embedding)):
-            rows, distances = self.rank(embedding[block], level_scores[block], sparsity, n_jobs=n_jobs)
-            listed[block] = self.leaf_ids[rows]
-            total += np.maximum(np.square(distances, dtype=np.float64) - added[rows], 0).sum()
-        return listed, float(total / max(1, listed.size))
+            found = self.rank(embedding[block], level_scores[block], sparsity, n_jobs=n_jobs)
+            listed[block], distances[block] = self.leaf_ids[found[0]], found[1]
+        return listed, distances
+
+    def spread(self, codes: np.ndarray, distances: np.ndarray) -> float:
+        """Mean squared distance of items to a leaf, less the leaf's part that is the same for every item.
+
+        Parameters
+        ----------
+        codes : ndarray of shape (n_items,), dtype int64
+            The leaf of each item, of those of the fit.
+        distances : ndarray of shape (n_items,), dtype float32
+            How far it is, not squared.
+
+        Returns
+        -------
+        float
+        """
+        own = self._vectors.stored_vectors()[1][:, -1]
+        squared = np.square(distances, dtype=np.float64)
+        squared -= np.square(own, dtype=np.float64)[self.rows_of(codes)]
+        return float(np.maximum(squared, 0).mean())
 
     def _with(self, leaf_ids: np.ndarray, vectors: np.ndarray) -> LeafCentroids:
         """Other leaves of the same tree, in the same units."""

@@ -316,7 +316,6 @@ def _code_problem(
     y: np.ndarray,
 ) -> CodeProblem:
     """Say how the codes of this encoder are solved and validated."""
-    n_classes = len(encoder.classes_)
 
     def solve(class_scores: np.ndarray) -> np.ndarray:
         codes = solve_cascades(
@@ -351,7 +350,7 @@ def _code_problem(
         suf = found.stats.suf()
         # Codes that put everything into one leaf are as precise as exhaustive search, and useless, so
         # precision counts in full only from a fair speed-up on.
-        counted = min(1.0, suf * encoder.sparsity / (0.8 * n_classes))
+        counted = min(1.0, suf * encoder.sparsity / (0.8 * len(np.unique(y[gallery]))))
         error = standard_error(precision, len(validation))
         return {
             "precision@1": precision,

@@ -133,11 +133,11 @@ class HierarchicalHashIndex(
     Listed by centroids, items start in the leaves of their codes; leaves of less than a quarter of the mean
     size and less than 12 items are dissolved, large ones are parted, up to about `2 * sqrt(n_samples)` leaves
     of not less than 48 items on average; then items and centroids move in turns, as in k-means, with large
-    leaves a little farther away. So the speed-up does not end at the number of classes, and items of classes
-    that a frozen encoder has not seen, whose codes scatter, come together. It is done in `fit` alone, where
-    it ranks all leaves for every item up to seven times, and holds two bytes for each bucket of each item:
-    fit anew what has grown several times over. Listed by codes there are about as many leaves as classes, and
-    `table_` and the other probings can be used.
+    leaves a little farther away while they move. So the speed-up does not end at the number of classes, and
+    items of classes that a frozen encoder has not seen, whose codes scatter, come together. It is done in
+    `fit` alone, where it ranks all leaves for every item up to seven times, and holds two bytes for each
+    bucket of each item: fit anew what has grown several times over. Listed by codes there are about as many
+    leaves as classes, and `table_` and the other probings can be used.
 
     Reads never change the fitted index, so many threads may search at once. `add`, `remove` and `compact` put
     a new snapshot in the place of the old one: a search that runs meanwhile sees either, never half a change.

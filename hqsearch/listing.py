@@ -10,8 +10,9 @@ from hqsearch.centroids import MOST_LEAVES, LeafCentroids
 
 # How often items and centroids take turns to move, and the share of the items that may move in the last turn.
 N_ROUNDS, SETTLED_SHARE = 5, 0.005
-# How much farther a leaf of e times the mean size is while centroids move, as a share of the mean squared
-# distance of an item to its centroid. Large leaves become smaller; with more narrow clusters lose theirs.
+# What a leaf of e times the mean size gains in squared distance while centroids move, as a share of the mean
+# squared distance of an item to its centroid. Large leaves shrink; at a larger share narrow clusters lose
+# theirs.
 CROWDING = 0.1
 # Mean size below which no leaf is parted: a query wants its neighbours from the first that it opens.
 FEWEST_ITEMS = 48
@@ -78,9 +79,9 @@ def list_by_centroids(
     centroids, codes = _part_large(centroids, embedding, directions, codes)
     moving = centroids
     for _ in range(N_ROUNDS):
-        listed, spread = moving.list_items(embedding, level_scores, sparsity, n_jobs)
+        listed, distances = moving.list_items(embedding, level_scores, sparsity, n_jobs)
         n_moved = np.count_nonzero((np.sort(listed, 1) != np.sort(codes, 1)).any(1))
-        codes = listed
+        codes, spread = listed, moving.spread(listed[:, 0], distances[:, 0])
         centroids = centroids.of_items(embedding, directions, codes)
         if n_moved <= SETTLED_SHARE * len(codes):
             break

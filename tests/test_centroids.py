@@ -104,11 +104,28 @@ def test_crowded_leaves_are_farther_by_the_logarithm_of_their_share(sparsity):
     rows, ranked = crowded.rank(*queries[:2], len(leaf_ids))
     np.testing.assert_array_equal(rows, np.argsort(distances + farther, axis=1, kind="stable"))
     np.testing.assert_allclose(ranked, np.sqrt(np.sort(distances + farther, axis=1)), rtol=1e-5)
-    codes, spread = crowded.list_items(*queries[:2], sparsity)
+    codes, listed = crowded.list_items(*queries[:2], sparsity)
     np.testing.assert_array_equal(codes, leaf_ids[rows[:, :sparsity]])
+    np.testing.assert_array_equal(listed, ranked[:, :sparsity])
     # Of squared distances to code and mean scores a part is the leaf's own: half that between the two.
     ideal = np.eye(D)[np.stack([leaf_ids // D, leaf_ids % D], 1)]
     means = np.stack([unit(fitted[1])[fitted[2][:, 0] == leaf].mean(0) for leaf in leaf_ids])
     own = np.square(unit(ideal) - means).sum(1) / 2 + PRIOR * np.log(sizes.max() / sizes)
-    expected = np.take_along_axis(distances - own, rows, 1)[:, :sparsity].mean()
-    assert spread == pytest.approx(expected, rel=1e-4)
+    last = rows[:, sparsity - 1]
+    expected = (distances - own)[np.arange(len(last)), last].mean()
+    assert crowded.spread(codes[:, -1], listed[:, -1]) == pytest.approx(expected, rel=1e-4)
+    # Distances beyond float32 crowd nothing.
+    same = centroids_of(fitted).crowded(sizes, np.inf).rank(*queries[:2], 4)
+    np.testing.assert_array_equal(same[1], centroids_of(fitted).rank(*queries[:2], 4)[1])
+
+
+def test_items_are_listed_in_later_leaves_too():
+    embedding, level_scores, codes = describe(300, 0)
+    early = codes[:, 0] < 15
+    before = centroids_of((embedding[early], level_scores[early], codes[early]))
+    more = before.add(embedding, level_scores, codes)
+    listed, distances = more.list_items(embedding, level_scores, 2)
+    rows, ranked = more.rank(embedding, level_scores, 2)
+    np.testing.assert_array_equal(listed, more.leaf_ids[rows])
+    np.testing.assert_array_equal(distances, ranked)
+    assert np.isin(listed[:, 0], codes[~early]).any()

@@ -18,7 +18,7 @@ from hqsearch import HierarchicalHashIndex
 from hqsearch import centroids as centroids_module
 from hqsearch import items as items_module
 from hqsearch import listing as listing_module
-from hqsearch.centroids import REFINED_CODE_WEIGHT
+from hqsearch.centroids import REFINED_CODE_WEIGHT, LeafCentroids
 from hqsearch.codes import greedy_codes
 from hqsearch.items import FittedItems
 from hqsearch.listing import wanted_leaves
@@ -87,10 +87,15 @@ def test_leaves_are_of_like_size_where_large_ones_are_farther(monkeypatch):
     embedding[::2] *= 0.4
     fitted = (embedding, level_scores, codes)
 
+    crowded, crowd = [], LeafCentroids.crowded
+    monkeypatch.setattr(LeafCentroids, "crowded", lambda *given: crowded.append(crowd(*given)) or crowded[-1])
+
     def sizes():
         items = refined(fitted, branching_factor=16)
+        # Where queries go, and items at last: to the nearest, however many are there.
+        assert len(crowded) > 0
+        assert all(items.centroids is not other for other in crowded)
         listed = items.table.stored_codes()
-        # Where queries go: to the nearest, however many items are there.
         rows = items.centroids.nearest(embedding, level_scores, 1)
         assert (items.centroids.leaf_ids[rows] == listed).mean() > 0.99
         return np.unique(listed, return_counts=True)[1]

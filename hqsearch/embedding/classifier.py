@@ -28,7 +28,7 @@ class ClassifierStage(Stage):
 
     def _validate(self) -> dict[str, float]:
         held_out = self.data.validation
-        predicted = infer(self.network, self.data.X[torch.from_numpy(held_out)]).argmax(1).cpu().numpy()
+        predicted = infer(self.network, self.data.X, held_out).argmax(1).cpu().numpy()
         accuracy = float(np.mean(predicted == self.data.y[held_out]))
         error = standard_error(accuracy, len(held_out))
         return {"accuracy": accuracy, "criterion": accuracy, "standard_error": error}

@@ -30,9 +30,9 @@ def split_levels(outputs: Tensor, n_levels: int, branching_factor: int, loss: st
     return scores.log_softmax(-1) if loss == "proxy" else scores
 
 
-def embed(network: StageNetwork, X: Tensor | np.ndarray, loss: str) -> Tensor:
-    """Embedding of all items, float32 of shape (n_samples, embedding_dim); see `UNIT_LOSSES`."""
-    return as_embedding(infer(network, X), loss)
+def embed(network: StageNetwork, X: Tensor | np.ndarray, loss: str, rows: np.ndarray | None = None) -> Tensor:
+    """Embedding of all items or those of `rows`, float32, (n_items, embedding_dim); see `UNIT_LOSSES`."""
+    return as_embedding(infer(network, X, rows), loss)
 
 
 def as_embedding(outputs: Tensor, loss: str) -> Tensor:
@@ -52,8 +52,8 @@ def inference_batch(X: Tensor | np.ndarray, device: torch.device) -> int:
     return _CACHED_BATCH if X.ndim > 2 and device.type == "cpu" else _BATCH
 
 
-def infer(network: StageNetwork, X: Tensor | np.ndarray) -> Tensor:
-    """Run `network`, which must be in eval mode, batch by batch on its device.
+def infer(network: StageNetwork, X: Tensor | np.ndarray, rows: np.ndarray | None = None) -> Tensor:
+    """Run `network`, which must be in eval mode, batch by batch on its device, on all items or these rows.
 
     Batches are padded to a multiple of `BATCH_MULTIPLE` items: matrix products of other heights may add up in
     another order, and an item's output should not depend on what it is asked together with.
@@ -61,10 +61,9 @@ def infer(network: StageNetwork, X: Tensor | np.ndarray) -> Tensor:
     device = next(network.parameters()).device
     size = inference_batch(X, device)
     with torch.inference_mode():
-        batches = [
-            _padded(network, as_tensor(X[start : start + size], device)) for start in range(0, len(X), size)
-        ]
-        return torch.cat(batches).float()
+        asked = [slice(start, start + size) for start in range(0, len(X if rows is None else rows), size)]
+        parts = asked if rows is None else [rows[part] for part in asked]
+        return torch.cat([_padded(network, as_tensor(X[part], device)) for part in parts]).float()
 
 
 def _padded(network: StageNetwork, x: Tensor) -> Tensor:

@@ -92,15 +92,16 @@ class TrainingData:
 
     @cached_property
     def gallery(self) -> np.ndarray:
-        """Positions of the training items that held-out ones are searched among, always the same."""
+        """Positions of the training items that held-out ones are searched among."""
         if len(self.train) <= MOST_SEARCHED:
             return self.train
+        # Whatever the seed: stages are compared on the same items.
         return np.sort(np.random.default_rng(0).permutation(self.train)[:MOST_SEARCHED])
 
-    def searched(self) -> Tensor:
-        """Items of the gallery, then the held-out ones: all that a validation looks at."""
-        positions = np.concatenate([self.gallery, self.validation])
-        return self.X[torch.from_numpy(positions).to(self.X.device)]
+    @cached_property
+    def searched(self) -> np.ndarray:
+        """Positions of the gallery, then of the held-out items: all that a validation looks at."""
+        return np.concatenate([self.gallery, self.validation])
 
 
 class Stage(ABC):

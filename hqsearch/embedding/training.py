@@ -56,7 +56,7 @@ class MetricStage(Stage):
 
     def _validate(self) -> dict[str, float]:
         data = self.data
-        embedding = embed(self.network, data.searched(), self.settings.loss)
+        embedding = embed(self.network, data.X, self.settings.loss, data.searched)
         base, queries = embedding.tensor_split([len(data.gallery)])
         precision = _nearest_precision(queries, base, data.y[data.validation], data.y[data.gallery])
         error = standard_error(precision, len(data.validation))
@@ -170,7 +170,7 @@ class HashStage(Stage):
 
     def _validate(self) -> dict[str, float]:
         data = self.data
-        outputs = infer(self.network, data.searched())
+        outputs = infer(self.network, data.X, data.searched)
         embedding = None
         if self.metric is not None:
             embedding = as_embedding(outputs[:, : self.embedding_dim], self.metric.loss).cpu().numpy()

@@ -324,7 +324,7 @@ def spoil_foreign_weights(content):
 
 
 def spoil_newer(content):
-    return content.replace(b'"format_version":"2"', b'"format_version":"3"')
+    return content.replace(b'"format_version":"3"', b'"format_version":"4"')
 
 
 @pytest.mark.parametrize("stage", ["metric", "hash"])
@@ -337,7 +337,7 @@ def spoil_newer(content):
         (spoil_last_byte, "is damaged: its checksum differs"),
         (spoil_recorded_loss, "is damaged: its checksum differs"),
         (spoil_foreign_weights, "is foreign: it is not a checkpoint"),
-        (spoil_newer, "has format version 3"),
+        (spoil_newer, "has format version 4"),
     ],
 )
 def test_a_spoiled_file_is_refused_by_name_before_anything_is_trained(
