@@ -170,7 +170,9 @@ class CellScores:
         return cells
 
     def _set(self, cells: np.ndarray, counts: np.ndarray, sums: np.ndarray) -> None:
-        means = (sums / counts[:, None, None]).astype(np.float32)
+        # No quotients of twice the size in between: many cells of many buckets fill gigabytes with them.
+        means = np.empty(sums.shape, dtype=np.float32)
+        np.divide(sums, counts[:, None, None], out=means, casting="same_kind")
         self._scores = means
         self._codes = _best_first(cells, means)
         self._n_cells = len(cells)
