@@ -274,16 +274,22 @@ class LeafCentroids:
         vars(other).update(self.__getstate__(), _prior=0.0, _code_weight=REFINED_CODE_WEIGHT)
         return other._with(sums[0], other._place(*sums))
 
-    def crowded(self, sizes: np.ndarray, weight: float) -> LeafCentroids:
+    def crowded(self, codes: np.ndarray, squared: np.ndarray, share: float) -> LeafCentroids:
         """Put leaves of more items than the mean farther away.
+
+        A leaf of e times the mean size gains `share` times the mean of its items' squared distances to it, or
+        of all items' to theirs where that is less; the gain grows as the size's logarithm. Where items are
+        closer together than others theirs alone counts: a gain that is large beside it would take all of them
+        away from the leaf.
 
         Parameters
         ----------
-        sizes : ndarray of shape (n_leaves,), dtype int64
-            Items of each leaf of the fit.
-        weight : float
-            Squared distance that a leaf of e times the mean size gains; it grows as the size's logarithm.
-            One that is infinite, of distances beyond float32, is 0.
+        codes : ndarray of shape (n_items, sparsity), dtype int64
+            Leaves of each item, nearest first, of those of the fit.
+        squared : ndarray of shape (n_items,), dtype float64
+            How far the first is, see `squared_distances`.
+        share : float
+            Of these distances. Where one is infinite, beyond float32, no leaf moves.
 
         Returns
         -------
@@ -291,9 +297,14 @@ class LeafCentroids:
             The same leaves, without any that came later.
         """
         vectors = self._vectors.stored_vectors()[1]
-        weight = weight if math.isfinite(weight) else 0.0
-        farther = weight * np.log(np.maximum(sizes / sizes.mean(), 1))
-        vectors[:, -1] = np.sqrt(np.square(vectors[:, -1], dtype=np.float64) + farther)
+        rows = self.rows_of(codes)
+        sizes = np.bincount(rows.ravel(), minlength=len(vectors))
+        counts = np.bincount(rows[:, 0], minlength=len(vectors))
+        sums = np.bincount(rows[:, 0], weights=squared, minlength=len(vectors))
+        spread = np.minimum(sums / np.maximum(counts, 1), squared.mean())
+        if np.isfinite(spread).all():
+            farther = share * spread * np.log(np.maximum(sizes / sizes.mean(), 1))
+            vectors[:, -1] = np.sqrt(np.square(vectors[:, -1], dtype=np.float64) + farther)
         return self._with(self._fitted_ids, vectors)
 
     def list_items(
@@ -324,24 +335,22 @@ class LeafCentroids:
             listed[block], distances[block] = self.leaf_ids[found[0]], found[1]
         return listed, distances
 
-    def spread(self, codes: np.ndarray, distances: np.ndarray) -> float:
-        """Mean squared distance of items to a leaf, less the leaf's part that is the same for every item.
+    def squared_distances(self, codes: np.ndarray, distances: np.ndarray) -> np.ndarray:
+        """Square distances of items to leaves, less a leaf's part that is the same for every item.
 
         Parameters
         ----------
         codes : ndarray of shape (n_items,), dtype int64
             The leaf of each item, of those of the fit.
         distances : ndarray of shape (n_items,), dtype float32
-            How far it is, not squared.
+            How far it is.
 
         Returns
         -------
-        float
+        ndarray of shape (n_items,), dtype float64
         """
-        own = self._vectors.stored_vectors()[1][:, -1]
-        squared = np.square(distances, dtype=np.float64)
-        squared -= np.square(own, dtype=np.float64)[self.rows_of(codes)]
-        return float(np.maximum(squared, 0).mean())
+        own = np.square(self._vectors.stored_vectors()[1][:, -1], dtype=np.float64)
+        return np.maximum(np.square(distances, dtype=np.float64) - own[self.rows_of(codes)], 0)
 
     def _with(self, leaf_ids: np.ndarray, vectors: np.ndarray) -> LeafCentroids:
         """Other leaves of the same tree, in the same units."""

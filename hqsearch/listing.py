@@ -10,9 +10,8 @@ from hqsearch.centroids import MOST_LEAVES, LeafCentroids
 
 # How often items and centroids take turns to move, and the share of the items that may move in the last turn.
 N_ROUNDS, SETTLED_SHARE = 5, 0.005
-# What a leaf of e times the mean size gains in squared distance while centroids move, as a share of the mean
-# squared distance of an item to its centroid. Large leaves shrink; at a larger share narrow clusters lose
-# theirs.
+# What a leaf of e times the mean size gains in squared distance while centroids move, as a share of how far
+# its items are. Large leaves shrink; from about 0.2 on the first of them lose all their items.
 CROWDING = 0.1
 # Mean size below which no leaf is parted: a query wants its neighbours from the first that it opens.
 FEWEST_ITEMS = 48
@@ -81,12 +80,11 @@ def list_by_centroids(
     for _ in range(N_ROUNDS):
         listed, distances = moving.list_items(embedding, level_scores, sparsity, n_jobs)
         n_moved = np.count_nonzero((np.sort(listed, 1) != np.sort(codes, 1)).any(1))
-        codes, spread = listed, moving.spread(listed[:, 0], distances[:, 0])
+        codes, squared = listed, moving.squared_distances(listed[:, 0], distances[:, 0])
         centroids = centroids.of_items(embedding, directions, codes)
         if n_moved <= SETTLED_SHARE * len(codes):
             break
-        sizes = np.bincount(centroids.rows_of(codes).ravel())
-        moving = centroids.crowded(sizes, CROWDING * spread)
+        moving = centroids.crowded(codes, squared, CROWDING)
     # Where queries will look for them: the centroids stay, and no leaf is farther than it is.
     return centroids, centroids.list_items(embedding, level_scores, sparsity, n_jobs)[0]
 

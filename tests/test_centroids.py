@@ -95,28 +95,53 @@ def test_centroids_saved_before_leaves_were_parted_rank_as_they_did():
 
 @pytest.mark.parametrize("sparsity", [1, 3])
 def test_crowded_leaves_are_farther_by_the_logarithm_of_their_share(sparsity):
-    fitted, queries = describe(300, 0), describe(40, 1)
+    fitted, queries = describe(300, 0, sparsity), describe(40, 1)
     distances, leaf_ids = distances_by_definition(fitted, queries)
     sizes = np.array([(fitted[2] == leaf).sum() for leaf in leaf_ids])
-    assert sizes.max() > 1.5 * sizes.mean() > 3 * sizes.min()
-    crowded = centroids_of(fitted).crowded(sizes, 0.7)
-    farther = 0.7 * np.log(np.maximum(sizes / sizes.mean(), 1))
+    assert sizes.max() > 1.2 * sizes.mean() > 1.5 * sizes.min()
+    squared = np.random.default_rng(2).exponential(size=300)
+    centroids = centroids_of(fitted)
+    crowded = centroids.crowded(fitted[2], squared, 0.7)
+    # Of those whose nearest leaf it is, but not more than the mean of all.
+    first = [squared[fitted[2][:, 0] == leaf] for leaf in leaf_ids]
+    spread = np.array([np.minimum(own.mean(), squared.mean()) if len(own) else 0 for own in first])
+    assert (spread < squared.mean()).any()
+    assert (spread == squared.mean()).any()
+    farther = 0.7 * spread * np.log(np.maximum(sizes / sizes.mean(), 1))
     rows, ranked = crowded.rank(*queries[:2], len(leaf_ids))
     np.testing.assert_array_equal(rows, np.argsort(distances + farther, axis=1, kind="stable"))
     np.testing.assert_allclose(ranked, np.sqrt(np.sort(distances + farther, axis=1)), rtol=1e-5)
     codes, listed = crowded.list_items(*queries[:2], sparsity)
     np.testing.assert_array_equal(codes, leaf_ids[rows[:, :sparsity]])
     np.testing.assert_array_equal(listed, ranked[:, :sparsity])
+    # Distances beyond float32 crowd nothing.
+    squared[0] = np.inf
+    same = centroids.crowded(fitted[2], squared, 0.7).rank(*queries[:2], 4)
+    np.testing.assert_array_equal(same[1], centroids.rank(*queries[:2], 4)[1])
+
+
+def test_squared_distances_leave_out_what_is_the_leafs_own():
+    fitted, queries = describe(300, 0), describe(40, 1)
+    distances, leaf_ids = distances_by_definition(fitted, queries)
+    sizes = np.array([(fitted[2] == leaf).sum() for leaf in leaf_ids])
     # Of squared distances to code and mean scores a part is the leaf's own: half that between the two.
     ideal = np.eye(D)[np.stack([leaf_ids // D, leaf_ids % D], 1)]
     means = np.stack([unit(fitted[1])[fitted[2][:, 0] == leaf].mean(0) for leaf in leaf_ids])
     own = np.square(unit(ideal) - means).sum(1) / 2 + PRIOR * np.log(sizes.max() / sizes)
-    last = rows[:, sparsity - 1]
-    expected = (distances - own)[np.arange(len(last)), last].mean()
-    assert crowded.spread(codes[:, -1], listed[:, -1]) == pytest.approx(expected, rel=1e-4)
-    # Distances beyond float32 crowd nothing.
-    same = centroids_of(fitted).crowded(sizes, np.inf).rank(*queries[:2], 4)
-    np.testing.assert_array_equal(same[1], centroids_of(fitted).rank(*queries[:2], 4)[1])
+    centroids = centroids_of(fitted)
+    codes, listed = centroids.list_items(*queries[:2], 3)
+    rows = centroids.rows_of(codes[:, 2])
+    expected = (distances - own)[np.arange(40), rows]
+    found = centroids.squared_distances(codes[:, 2], listed[:, 2])
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+    # Neither are they less for a leaf that is farther for its size.
+    crowded = centroids.crowded(fitted[2], np.ones(300), 0.7)
+    np.testing.assert_allclose(
+        crowded.squared_distances(*(a[:, 0] for a in crowded.list_items(*queries[:2], 1))),
+        (distances - own)[np.arange(40), crowded.nearest(*queries[:2], 1)[:, 0]],
+        rtol=1e-4,
+        atol=1e-6,
+    )
 
 
 def test_items_are_listed_in_later_leaves_too():
