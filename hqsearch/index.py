@@ -16,9 +16,7 @@ from sklearn.utils import _safe_indexing
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import (
     _num_samples,
-    check_consistent_length,
     check_is_fitted,
-    column_or_1d,
     validate_data,
 )
 
@@ -26,16 +24,17 @@ from hqsearch.encoder import HierarchicalHashEncoder
 from hqsearch.gallery import Gallery
 from hqsearch.items import LISTINGS, PROBINGS, FittedItems, IndexState
 from hqsearch.metrics import precision_at_k
-from hqsearch.neighbors import NeighborsMixin, check_n_neighbors
+from hqsearch.neighbors import NeighborsMixin
 from hqsearch.persistence import SaveMixin, load_estimator
 from hqsearch.search import LeafTable
+from hqsearch.updates import UpdatesMixin, check_labels
 
 # Items are described, and turned into queries, this many at a time: level scores are kept only that long.
 ITEM_BLOCK = 16384
 
 
 class HierarchicalHashIndex(
-    NeighborsMixin, SaveMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
+    NeighborsMixin, UpdatesMixin, SaveMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
 ):
     """Nearest neighbours search over hierarchical hash codes.
 
@@ -228,7 +227,7 @@ class HierarchicalHashIndex(
         if self.probing != "centroids" and self.epsilon not in ("auto", 0):
             raise ValueError(f"Expected epsilon=0 with probing={self.probing!r}, got {self.epsilon!r}.")
         validate_data(self, X, skip_check_array=True)
-        labels = self._check_labels(X, y)
+        labels = check_labels(X, y)
         self.encoder_ = self._check_protocol(self._fit_encoder(X, y))
         self.gallery_ = self._ask_gallery(X)
         self._items = FittedItems.from_blocks(
@@ -249,14 +248,6 @@ class HierarchicalHashIndex(
         if self.listing != "auto":
             return self.listing
         return "centroids" if self.probing == "centroids" else "codes"
-
-    @staticmethod
-    def _check_labels(X: Any, y: Any) -> np.ndarray | None:
-        if y is None:
-            return None
-        y = column_or_1d(y, warn=True)
-        check_consistent_length(X, y)
-        return y
 
     def _fit_encoder(self, X: Any, y: Any) -> Any:
         encoder = HierarchicalHashEncoder() if self.encoder is None else self.encoder
@@ -369,124 +360,6 @@ class HierarchicalHashIndex(
         if labels is None:
             raise ValueError("Expected an index that was fitted with y, but labels_ is None.")
         return precision_at_k(y, labels[self._search(items, X, None, self._search_options())[1]])
-
-    def add(self, X: Any, y: Any = None) -> np.ndarray:
-        """Append items.
-
-        Parameters
-        ----------
-        X : array-like of shape (n_samples, ...)
-            Items.
-        y : array-like of shape (n_samples,), default=None
-            Their labels. Without them `labels_` is None from then on.
-
-        Returns
-        -------
-        ndarray of shape (n_samples,), dtype int64
-            Their positions, `n_positions_` and following. No other item is renumbered.
-
-        Raises
-        ------
-        ValueError
-            If X does not fit the encoder, or y is of the wrong length or kind.
-        """
-        check_is_fitted(self)
-        labels = self._check_labels(X, y)
-        described = self._describe(X)
-        with self._state.changing:
-            first = self._items.table.n_items
-            self._items = self._items.add(*described, labels)
-            return np.arange(first, self._items.table.n_items)
-
-    def remove(self, positions: Any) -> HierarchicalHashIndex:
-        """Take items out. Their positions stay vacant: nothing is renumbered until `compact`.
-
-        Parameters
-        ----------
-        positions : array-like of shape (n_removed,), dtype int64
-            Positions of items; one that is listed twice is removed once.
-
-        Returns
-        -------
-        HierarchicalHashIndex
-            This index.
-
-        Raises
-        ------
-        ValueError
-            If a position was never given or is removed already. Nothing is removed then.
-        """
-        check_is_fitted(self)
-        with self._state.changing:
-            self._items = self._items.remove(positions)
-        return self
-
-    def compact(self) -> np.ndarray:
-        """Close the gaps that `remove` left.
-
-        Returns
-        -------
-        ndarray of shape (n_samples_fit_,), dtype int64
-            The old position of each item; its new one is its place in this array.
-        """
-        check_is_fitted(self)
-        with self._state.changing:
-            left = self._items.table.live_positions()
-            self._items = self._items.compact()
-        return left
-
-    def to_faiss(self) -> Any:
-        """Copy the items into a faiss IVF index whose lists are our leaves (extra `faiss`).
-
-        Returns
-        -------
-        faiss.IndexIVFFlat
-            Its ids are our positions. Search it with `search_preassigned` and the lists of
-            `faiss_lists`: the neighbours are the same, until this index changes: then copy it anew.
-
-        Raises
-        ------
-        ImportError
-            If faiss is not installed.
-        """
-        check_is_fitted(self)
-        return self._items.table.to_faiss()
-
-    def faiss_lists(
-        self,
-        X: Any,
-        n_neighbors: int | None = None,
-        *,
-        n_probes: int | None = None,
-        epsilon: float | str | None = None,
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Prepare queries for the index of `to_faiss`: what its `search_preassigned` wants to know.
-
-        Parameters
-        ----------
-        X : array-like of shape (n_queries, ...)
-            Queries.
-        n_neighbors : int, default=None
-            Neighbours that will be asked for; None takes the index's.
-        n_probes : int, default=None
-            Leaves to open; None takes the index's.
-        epsilon : float or "auto", default=None
-            How much farther than the nearest leaf others may be that are opened too; None takes the index's.
-
-        Returns
-        -------
-        embedding : ndarray of shape (n_queries, embedding_dim), dtype float32
-            The query vectors.
-        lists : ndarray of shape (n_queries, n_lists), dtype int64
-            Lists to open, -1 past a query's last.
-        """
-        check_is_fitted(self)
-        n_neighbors = check_n_neighbors(self.n_neighbors if n_neighbors is None else n_neighbors)
-        items = self._items
-        options = self._search_options(n_probes, epsilon)
-        opened, options = items.leaves_to_open(self._describe(X), n_neighbors, **options)
-        embedding, level_scores, codes = opened
-        return embedding, items.table.cells_to_probe(level_scores, codes, n_neighbors, **options)
 
     @property
     def table_(self) -> LeafTable:

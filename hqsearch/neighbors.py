@@ -274,6 +274,59 @@ class NeighborsMixin:
             (values.ravel(), positions.ravel(), indptr), shape=(len(positions), items.table.n_items)
         )
 
+    def to_faiss(self) -> Any:
+        """Copy the items into a faiss IVF index whose lists are our leaves (extra `faiss`).
+
+        Returns
+        -------
+        faiss.IndexIVFFlat
+            Its ids are our positions. Search it with `search_preassigned` and the lists of
+            `faiss_lists`: the neighbours are the same, until this index changes: then copy it anew.
+
+        Raises
+        ------
+        ImportError
+            If faiss is not installed.
+        """
+        check_is_fitted(self)
+        return self._items.table.to_faiss()
+
+    def faiss_lists(
+        self,
+        X: Any,
+        n_neighbors: int | None = None,
+        *,
+        n_probes: int | None = None,
+        epsilon: float | str | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Prepare queries for the index of `to_faiss`: what its `search_preassigned` wants to know.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_queries, ...)
+            Queries.
+        n_neighbors : int, default=None
+            Neighbours that will be asked for; None takes the index's.
+        n_probes : int, default=None
+            Leaves to open; None takes the index's.
+        epsilon : float or "auto", default=None
+            How much farther than the nearest leaf others may be that are opened too; None takes the index's.
+
+        Returns
+        -------
+        embedding : ndarray of shape (n_queries, embedding_dim), dtype float32
+            The query vectors.
+        lists : ndarray of shape (n_queries, n_lists), dtype int64
+            Lists to open, -1 past a query's last.
+        """
+        check_is_fitted(self)
+        n_neighbors = check_n_neighbors(self.n_neighbors if n_neighbors is None else n_neighbors)
+        items = self._items
+        options = self._search_options(n_probes, epsilon)
+        opened, options = items.leaves_to_open(self._describe(X), n_neighbors, **options)
+        embedding, level_scores, codes = opened
+        return embedding, items.table.cells_to_probe(level_scores, codes, n_neighbors, **options)
+
     @property
     def search_stats_(self) -> SearchStats:
         """Counts of all searches since `fit`: queries, leaves opened, empty leaves, candidates, distances."""
