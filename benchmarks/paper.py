@@ -335,6 +335,14 @@ def main():
         run(arguments)
         print(f"resumed in {time.perf_counter() - started:.1f} s")
         print(next(Path(folder).glob("*.md")).read_text())
+        # Without what a run may be without, which is there already: nothing may be trained, nor shown.
+        arguments.without = list(OPTIONAL_GROUPS)
+        run(arguments)
+        (written,) = Path(folder).glob("*.json")
+        shown = {record["system"] for record in json.loads(written.read_text())["records"]}
+        left = sorted(name for name in shown if name.startswith(("one level", "softmax")))
+        if left or "hqsearch" not in shown:
+            raise SystemExit(f"Expected hqsearch and no {' or '.join(OPTIONAL_GROUPS)}, got {sorted(shown)}")
 
 
 if __name__ == "__main__":
