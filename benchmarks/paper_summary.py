@@ -1,8 +1,8 @@
-"""What all recorded experiments reach, in one table.
+"""What all recorded experiments reach, on one page.
 
 ``python benchmarks/paper_summary.py`` reads ``benchmarks/results/paper-*.json`` and writes
 ``paper-summary.md`` beside them: for each data set and loss how many goals of a kind are reached, and the
-smallest difference.
+smallest difference; then their figures side by side.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from paper_goals import (
     SPEEDUP,
     verdicts,
 )
+from paper_tables import tables
 from search_report import table
 
 RESULTS = Path(__file__).parent / "results"
@@ -70,14 +71,17 @@ def summary_cell(found, kind, protocol):
     return f"{sum(v.reached for v in rows)} of {len(rows)}{text}"
 
 
-def summary_row(result):
-    """One experiment: data set, loss, settings, sparsities, and a cell for each column."""
-    settings, found = result["settings"], verdicts(result)
-    cells = (summary_cell(found, kind, protocol) for kind, protocol in COLUMNS.values())
+def name_of(result):
+    """Name an experiment: data set, loss, and settings where they are not the defaults."""
+    settings = result["settings"]
     name = f"{settings['dataset']}, {settings['loss']}"
-    if settings["preset"] != "default":
-        name += f", {settings['preset']}"
-    return name, ", ".join(map(str, settings["sparsities"])), *cells
+    return name if settings["preset"] == "default" else f"{name}, {settings['preset']}"
+
+
+def summary_row(name, result, found):
+    """One experiment: its name, sparsities, and a cell for each column."""
+    cells = (summary_cell(found, kind, protocol) for kind, protocol in COLUMNS.values())
+    return name, ", ".join(map(str, result["settings"]["sparsities"])), *cells
 
 
 def order_of(result):
@@ -90,8 +94,11 @@ def order_of(result):
 def summary(results):
     """Write the page for some results, but for those on held-out training items, which are for choices."""
     recorded = [result for result in results if not result["settings"]["validation_only"]]
-    rows = [summary_row(result) for result in sorted(recorded, key=order_of)]
-    return "\n".join([TEXT, *table(("data, loss", "s", *COLUMNS), rows)]) + "\n"
+    recorded = [(name_of(result), result, verdicts(result)) for result in sorted(recorded, key=order_of)]
+    rows = [summary_row(*experiment) for experiment in recorded]
+    of_defaults = [found for found in recorded if found[1]["settings"]["preset"] == "default"]
+    lines = [TEXT, *table(("data, loss", "s", *COLUMNS), rows), *tables(of_defaults)]
+    return "\n".join(lines) + "\n"
 
 
 def main():

@@ -165,15 +165,24 @@ def test_a_curve_of_some_seeds_is_none():
     assert goals == {f"precision@{k} curve above softmax from SUF 5 up" for k in (1, 16)}
 
 
+def summary_tables(*results):
+    """Return the tables of a summary in their order, each as a list of rows, the header first."""
+    blocks = [block.strip().splitlines() for block in paper_summary.summary(results).split("\n\n")]
+    tables = [[header, *rows] for header, *rows in blocks if header.startswith("| data, loss")]
+    # The second line of a table is dashes.
+    return [
+        [[cell.strip() for cell in line[1:-1].split("|")] for i, line in enumerate(lines) if i != 1]
+        for lines in tables
+    ]
+
+
 def test_the_summary_counts_goals_and_names_the_worst():
     exhaustive = [record("exhaustive", seed, 0.9, 1.0, s=None) for seed in (0, 1)]
     ours = over_seeds("hqsearch", [0.88, 0.88], 12.0)
     of_letters = result(*ours, *exhaustive, dataset="letters", loss="npairs")
     of_preset = result(*ours, *exhaustive, dataset="glyph100", preset="three-epochs")
     of_choices = result(*ours, *exhaustive, validation_only=True)
-    lines = paper_summary.summary([of_preset, of_letters, of_choices]).splitlines()
-    header, letters, glyphs = (line.strip("| ").split(" | ") for line in (lines[-4], *lines[-2:]))
-    assert header[0] == "data, loss"
+    header, letters, glyphs = summary_tables(of_preset, of_letters, of_choices)[0]
     # Defaults come first.
     assert (letters[0], glyphs[0]) == ("letters, npairs", "glyph100, proxy, three-epochs")
     cells = dict(zip(header, letters, strict=True))
@@ -188,8 +197,55 @@ def test_the_summary_leaves_out_what_is_not_asked_and_what_has_no_difference():
     measured = {f"P@{k}": 0.9 for k in KS} | {f"SUF@{k}": 1.0 for k in KS}
     ours = unseen("hqsearch", 0, *short) | measured
     peers = [unseen("softmax", 0, *short), unseen("IVF-Flat", 0, *long)]
-    text = paper_summary.summary([result(ours, *peers, {**exhaustive, **measured, "s": None})])
-    header, _, row = (line.strip("| ").split(" | ") for line in text.splitlines()[-3:])
+    header, row = summary_tables(result(ours, *peers, {**exhaustive, **measured, "s": None}))[0]
     cells = dict(zip(header, row, strict=True))
     assert cells["(iii) control"] == "–"
     assert cells["(iii) IVF"] == "0 of 2"
+
+
+def test_the_tables_show_precisions_and_differences():
+    exhaustive = over_seeds("exhaustive", [0.90, 0.92], 1.0, s=None)
+    ours = [*over_seeds("hqsearch", [0.91, 0.92], 12.0), *over_seeds("hqsearch", [0.90, 0.90], 6.0, s=2)]
+    # The control's best way; one k-means is better than ours, one too slow to count.
+    control = [
+        *over_seeds("softmax", [0.80, 0.80], 20.0),
+        *over_seeds("softmax, own leaves", [0.9, 0.9], 10.0),
+    ]
+    cells = [*over_seeds("VQ, 64 cells", [0.93, 0.93], 10.0), *over_seeds("VQ, 8 cells", [0.99, 0.99], 4.0)]
+    of_preset = result(*exhaustive, *ours, preset="three-epochs")
+    _, shown, sparsities, baselines, *unseen_ones = summary_tables(
+        of_preset, result(*exhaustive, *ours, *control, *cells)
+    )
+    none = ["–"] * 3
+    assert shown[1:] == [
+        ["digits, proxy", "exhaustive", "1.0", "91.00 ± 1.00", "91.00 ± 1.00", *none],
+        ["", "index", "12.0", "91.50 ± 0.50", "91.50 ± 0.50", *none],
+        ["", "softmax control", "10.0", "90.00 ± 0.00", "90.00 ± 0.00", *none],
+    ]
+    assert sparsities[1:] == [
+        ["digits, proxy", "test->train", "+0.5 / +0.5, 12", "-1.0 / -1.0, 6.0", "–", "–"]
+    ]
+    differences = dict(zip(baselines[0], baselines[1], strict=True))
+    assert (differences["control"], differences["k-means cells"], differences["thresholds"]) == (
+        "+1.5",
+        "-1.5",
+        "–",
+    )
+    assert all(len(table) == 1 for table in unseen_ones)
+
+
+def test_the_tables_compare_curves():
+    of_scan = record("exhaustive", 0, 0.9, 1.0, s=None, protocol="unseen")
+    curves = [
+        of_scan,
+        unseen("hqsearch", 0, (1, 0.9), (80, 0.9))
+        | {f"P@{k}": 0.9 for k in KS}
+        | {f"SUF@{k}": 80.0 for k in KS},
+        unseen("softmax", 0, (1, 0.8), (80, 0.8)),
+        unseen("softmax, our embedding", 0, (1, 0.85), (80, 0.85)),
+        unseen("IVF-Flat", 0, (1, 0.7), (80, 0.7)),
+        unseen("IVF-Flat, as many lists", 0, (1, 0.91), (80, 0.91)),
+    ]
+    rows = summary_tables(result(*curves))[-1]
+    expected = ["+10.0 to +10.0", "+5.0 to +5.0", "+20.0 to +20.0", "-1.0 to -1.0"]
+    assert [row[1:] for row in rows[1:]] == [[f"test->train, @{k}", *expected] for k in (1, 16)]

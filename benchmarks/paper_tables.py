@@ -1,0 +1,174 @@
+"""Tables of all recorded experiments side by side: means of the seeds, differences in points of precision."""
+
+from __future__ import annotations
+
+import math
+
+from paper_goals import (
+    BASELINES,
+    CONTROL,
+    CURVE_CONTROL,
+    CURVE_IVF,
+    CURVE_MIXED,
+    KS,
+    OVER_EPSILON,
+    collect,
+    mean,
+)
+from paper_report import cell
+from search_report import table
+
+DIRECTIONS = ("test->train", "test->test")
+EXHAUSTIVE, TRAINED_ALONE = "exhaustive", "exhaustive, trained embedding alone"
+# The three ways to search an index: what is added to a system's name, and their name.
+WAYS = {"": "index", ", listed by codes": "listed by codes", ", own leaves": "the codes' leaves"}
+# Flat baselines by the beginning of their names.
+FLAT = {"one level": "codes of one level", "VQ": "k-means cells", "Th": "thresholds", "LSH": "hyperplanes"}
+
+
+def speedup(records, name="SUF@1"):
+    """Mean speed-up, with a digit behind the point where it is small."""
+    suf = mean(records, name)
+    return f"{suf:.0f}" if suf >= 10 else f"{suf:.1f}"
+
+
+def systems_of(found, protocol):
+    """List what is shown of a protocol at s = 1: (name, system, s) each.
+
+    The control is searched as an index does by default, in the closed set in the best of its ways. Where the
+    embedding is not joined with the hidden layer, the trained one is the same and is left out.
+    """
+    place = protocol, DIRECTIONS[0]
+    shown = [(EXHAUSTIVE, EXHAUSTIVE, None), ("trained embedding alone", TRAINED_ALONE, None)]
+    shown += [(name, f"hqsearch{way}", 1) for way, name in WAYS.items()]
+    # Some have curves alone.
+    found = {key: records for key, records in found.items() if "P@1" in records[0]}
+    ways = [f"softmax{way}" for way in WAYS if (*place, f"softmax{way}", 1) in found]
+    if protocol == "closed":
+        ways = sorted(ways, key=lambda system: -mean(found[*place, system, 1], "P@1"))
+    shown += [("softmax control", system, 1) for system in ways[:1]]
+    shown = [row for row in shown if (*place, *row[1:]) in found]
+    joined, alone = (found.get((*place, system, None)) for system in (EXHAUSTIVE, TRAINED_ALONE))
+    same = alone and all(mean(joined, f"P@{k}") == mean(alone, f"P@{k}") for k in KS)
+    return [row for row in shown if not (same and row[1] == TRAINED_ALONE)]
+
+
+def precision_rows(name, found, protocol):
+    """Speed-up and precision of our ways, exhaustive search and the control, at s = 1."""
+    for label, system, s in systems_of(found, protocol):
+        row = [name, label]
+        for direction in DIRECTIONS:
+            records = found.get((protocol, direction, system, s))
+            if records is None:
+                row += ["–"] * 3
+            else:
+                row += [f"{mean(records, 'SUF@1'):.1f}", cell(records, "P@1"), cell(records, "P@16")]
+        yield row
+        name = ""
+
+
+def sparsity_rows(name, found, protocol):
+    """Differences to exhaustive search at 1 and 16, and the speed-up, at every sparsity."""
+    for direction in DIRECTIONS:
+        row = [name, direction]
+        for s in (1, 2, 3, 4):
+            ours = found.get((protocol, direction, "hqsearch", s))
+            theirs = found.get((protocol, direction, EXHAUSTIVE, None))
+            if ours is None or theirs is None:
+                row.append("–")
+                continue
+            gaps = (100 * (mean(ours, f"P@{k}") - mean(theirs, f"P@{k}")) for k in (1, 16))
+            row.append(" / ".join(f"{gap:+.1f}" for gap in gaps) + f", {speedup(ours)}")
+        if any(cell != "–" for cell in row[2:]):
+            yield row
+        name = ""
+
+
+def least(verdicts):
+    """Give the smallest difference of some goals."""
+    worst = [v.worst for v in verdicts if not math.isnan(v.worst)]
+    return f"{min(worst):+.1f}" if worst else "–"
+
+
+def baseline_rows(name, found):
+    """Smallest differences in the closed set, at s = 1, by kinds of baselines."""
+    for direction in DIRECTIONS:
+        here = [v for v in found if v.where == f"closed, {direction}"]
+        flat = [v for v in here if v.kind == BASELINES]
+        row = [name, direction, least([v for v in here if v.kind == CONTROL])]
+        row += [least([v for v in flat if v.goal.startswith(f"above {begin}")]) for begin in FLAT]
+        row.append(least([v for v in flat if "IVF" in v.goal]))
+        if any(cell != "–" for cell in row[2:]):
+            yield row
+        name = ""
+
+
+def curve_rows(name, found):
+    """Differences of the curves over the number of probes among unseen classes, from SUF 5 up."""
+    for direction in DIRECTIONS:
+        for k in (1, 16):
+            here = [v for v in found if v.where == f"unseen, {direction}" and f"precision@{k} " in v.goal]
+            here = [v for v in here if OVER_EPSILON not in v.goal]
+            row = [name, f"{direction}, @{k}"]
+            for kind, peer in (
+                (CURVE_CONTROL, "softmax"),
+                (CURVE_MIXED, "softmax, our embedding"),
+                (CURVE_IVF, "IVF-Flat"),
+                (CURVE_IVF, "IVF-Flat, as many lists"),
+            ):
+                figures = [v.figure for v in here if v.kind == kind and f" {peer} from" in v.goal]
+                row.append(figures[0] if figures else "–")
+            if any(cell != "–" for cell in row[2:]):
+                yield row
+            name = ""
+
+
+def of_protocol(title, protocol, experiments):
+    """Lines of the tables that both protocols have."""
+    asked = [(name, found) for name, found, _ in experiments if any(key[0] == protocol for key in found)]
+    searched = "in the best of its three ways" if protocol == "closed" else "as an index does by default"
+    in_both = ("SUF", "P@1", "P@16")
+    rows = [row for name, found in asked for row in precision_rows(name, found, protocol)]
+    return [
+        "",
+        f"## {title}",
+        "",
+        f"s = 1, means ± the farthest seed, first {', then '.join(DIRECTIONS)}. The control is searched",
+        f"{searched}.",
+        *table(("data, loss", "system", *in_both, *in_both), rows),
+        "",
+        "Index minus exhaustive search at 1 / 16, and its SUF, at every sparsity:",
+        *table(
+            ("data, loss", "direction", *(f"s = {s}" for s in (1, 2, 3, 4))),
+            [row for name, found in asked for row in sparsity_rows(name, found, protocol)],
+        ),
+    ]
+
+
+def tables(experiments):
+    """Lines of all tables for ``(name, result, verdicts)`` of each experiment."""
+    experiments = [(name, collect(result), found) for name, result, found in experiments]
+    return [
+        *of_protocol("Closed set", "closed", experiments),
+        "",
+        "Index at s = 1 minus baselines of at least 0.8 of its SUF, the least difference of any of them",
+        "and of precision@1, @4 and @16 (the control in its three ways, at any SUF):",
+        *table(
+            ("data, loss", "direction", "control", *FLAT.values(), "IVF"),
+            [row for name, _, found in experiments for row in baseline_rows(name, found)],
+        ),
+        *of_protocol("Unseen classes", "unseen", experiments),
+        "",
+        "Curve over the number of probed leaves minus its peers', from SUF 5 up, as far as both reach:",
+        *table(
+            (
+                "data, loss",
+                "where",
+                "control",
+                "its codes, our embedding",
+                "IVF, a list a class",
+                "IVF, as many lists",
+            ),
+            [row for name, _, found in experiments for row in curve_rows(name, found)],
+        ),
+    ]
