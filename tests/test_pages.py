@@ -29,14 +29,14 @@ def test_links_lead_somewhere(page):
 
 
 def precision_rows(page, heading):
-    """Return the rows of a section's tables by what they are of: speed-up, precision@1 and @16."""
+    """Return the rows of a section's tables by what they are of: both speed-ups, precision@1 and @16."""
     rows, name = {}, ""
     section = page.read_text().partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
     for line in section.splitlines():
         row = [cell.strip() for cell in line.strip("|").split("|")]
-        if len(row) >= 5 and "±" in row[3]:
+        if len(row) >= 6 and "±" in row[4]:
             name = row[0] or name
-            rows[name, row[1]] = row[2:5]
+            rows[name, row[1]] = row[2:6]
     return rows
 
 

@@ -26,7 +26,9 @@ def result(*records, **settings):
     """Return what paper.py writes, as far as goals need it."""
     usual = {"dataset": "digits", "loss": "proxy", "preset": "default", "sparsities": [1]}
     settings = {**usual, "validation_only": False, **settings}
-    return {"records": list(records), "n_classes": {"closed": 10, "unseen": 4}, "settings": settings}
+    n_items = {r["protocol"]: [200, 200, 100] for r in records}
+    n_classes = {"closed": 10, "unseen": 4}
+    return {"records": list(records), "n_classes": n_classes, "n_items": n_items, "settings": settings}
 
 
 def reached(*records):
@@ -205,25 +207,25 @@ def test_the_summary_leaves_out_what_is_not_asked_and_what_has_no_difference():
 
 def test_the_tables_show_precisions_and_differences():
     exhaustive = over_seeds("exhaustive", [0.90, 0.92], 1.0, s=None)
-    ours = [*over_seeds("hqsearch", [0.91, 0.92], 12.0), *over_seeds("hqsearch", [0.90, 0.90], 6.0, s=2)]
+    # 20 of 200 items, and 30 leaves.
+    ours = [*over_seeds("hqsearch", [0.91, 0.92], 10.0, n_leaves=30)]
+    ours += [*over_seeds("hqsearch", [0.90, 0.90], 6.0, s=2)]
     # The control's best way; one k-means is better than ours, one too slow to count.
-    control = [
-        *over_seeds("softmax", [0.80, 0.80], 20.0),
-        *over_seeds("softmax, own leaves", [0.9, 0.9], 10.0),
-    ]
+    control = over_seeds("softmax", [0.80, 0.80], 20.0, n_leaves=30)
+    control += over_seeds("softmax, own leaves", [0.9, 0.9], 10.0, n_leaves=30)
     cells = [*over_seeds("VQ, 64 cells", [0.93, 0.93], 10.0), *over_seeds("VQ, 8 cells", [0.99, 0.99], 4.0)]
     of_preset = result(*exhaustive, *ours, preset="three-epochs")
     _, shown, sparsities, baselines, *unseen_ones = summary_tables(
         of_preset, result(*exhaustive, *ours, *control, *cells)
     )
-    none = ["–"] * 3
+    none = ["–"] * 4
     assert shown[1:] == [
-        ["digits, proxy", "exhaustive", "1.0", "91.00 ± 1.00", "91.00 ± 1.00", *none],
-        ["", "index", "12.0", "91.50 ± 0.50", "91.50 ± 0.50", *none],
-        ["", "softmax control", "10.0", "90.00 ± 0.00", "90.00 ± 0.00", *none],
+        ["digits, proxy", "exhaustive", "1.0", "1.0", "91.00 ± 1.00", "91.00 ± 1.00", *none],
+        ["", "index", "10.0", "4.0", "91.50 ± 0.50", "91.50 ± 0.50", *none],
+        ["", "softmax control", "10.0", "10.0", "90.00 ± 0.00", "90.00 ± 0.00", *none],
     ]
     assert sparsities[1:] == [
-        ["digits, proxy", "test->train", "+0.5 / +0.5, 12", "-1.0 / -1.0, 6.0", "–", "–"]
+        ["digits, proxy", "test->train", "+0.5 / +0.5, 10", "-1.0 / -1.0, 6.0", "–", "–"]
     ]
     differences = dict(zip(baselines[0], baselines[1], strict=True))
     assert (differences["control"], differences["k-means cells"], differences["thresholds"]) == (
