@@ -26,9 +26,9 @@ WAYS = {"": "index", ", listed by codes": "listed by codes", ", own leaves": "th
 FLAT = {"one level": "codes of one level", "VQ": "k-means cells", "Th": "thresholds", "LSH": "hyperplanes"}
 
 
-def speedup(records, name="SUF@1"):
+def speedup(records):
     """Mean speed-up, with a digit behind the point where it is small."""
-    suf = mean(records, name)
+    suf = mean(records, "SUF@1")
     return f"{suf:.0f}" if suf >= 10 else f"{suf:.1f}"
 
 
@@ -93,9 +93,9 @@ def sparsity_rows(name, found, protocol):
                 continue
             gaps = (100 * (mean(ours, f"P@{k}") - mean(theirs, f"P@{k}")) for k in (1, 16))
             row.append(" / ".join(f"{gap:+.1f}" for gap in gaps) + f", {speedup(ours)}")
-        if any(cell != "–" for cell in row[2:]):
+        if any(shown != "–" for shown in row[2:]):
             yield row
-        name = ""
+            name = ""
 
 
 def least(verdicts):
@@ -112,9 +112,9 @@ def baseline_rows(name, found):
         row = [name, direction, least([v for v in here if v.kind == CONTROL])]
         row += [least([v for v in flat if v.goal.startswith(f"above {begin}")]) for begin in FLAT]
         row.append(least([v for v in flat if "IVF" in v.goal]))
-        if any(cell != "–" for cell in row[2:]):
+        if any(shown != "–" for shown in row[2:]):
             yield row
-        name = ""
+            name = ""
 
 
 def curve_rows(name, found):
@@ -132,9 +132,9 @@ def curve_rows(name, found):
             ):
                 figures = [v.figure for v in here if v.kind == kind and f" {peer} from" in v.goal]
                 row.append(figures[0] if figures else "–")
-            if any(cell != "–" for cell in row[2:]):
+            if any(shown != "–" for shown in row[2:]):
                 yield row
-            name = ""
+                name = ""
 
 
 def of_protocol(title, protocol, experiments):
