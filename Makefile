@@ -4,7 +4,7 @@ BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 
-.PHONY: quickstart test test-slow bench-flow bench-search bench-training paper bench-smoke examples clean
+.PHONY: quickstart test test-slow bench-flow bench-search bench-training paper compare bench-smoke examples clean
 
 # One thread: a network as small as this one gains nothing from more, and on a busy machine loses much.
 quickstart: .venv/plot.stamp
@@ -34,9 +34,13 @@ LOSS ?= proxy
 paper: .venv/bench.stamp
 	$(BIN)/python benchmarks/paper.py --dataset $(DATASET) --loss $(LOSS) $(ARGS)
 
+# make compare DATASET=letters ARGS="--vary sparsity=1,2"
+compare: .venv/bench.stamp
+	$(BIN)/python benchmarks/compare.py --dataset $(DATASET) $(ARGS)
+
 # Each benchmark once at its smallest size: shows that it runs, says nothing about speed.
 bench-smoke: .venv/bench.stamp
-	for script in benchmarks/bench_*.py benchmarks/paper.py; do $(BIN)/python $$script --smallest || exit 1; done
+	for script in benchmarks/bench_*.py benchmarks/compare.py benchmarks/paper.py; do $(BIN)/python $$script --smallest || exit 1; done
 
 examples: .venv/plot.stamp
 	for script in examples/plot_*.py; do MPLBACKEND=Agg $(BIN)/python $$script || exit 1; done

@@ -10,7 +10,6 @@ Every solver gets the same costs and builds its own network inside the timed cal
 import argparse
 import json
 import os
-import platform
 import statistics
 import sys
 import time
@@ -18,6 +17,7 @@ from importlib.metadata import version
 from itertools import product
 from pathlib import Path
 
+import machine
 import numpy as np
 
 from hqsearch.assignment import LevelNetwork, certificate, solve_cascades, solve_level
@@ -272,13 +272,10 @@ def main():
         "seed": options.seed,
         "rounds": n_rounds,
         "machine": {
-            "processor": processor_name(),
-            "cores": os.cpu_count(),
+            **machine.describe(),
             "load": [round(load, 1) for load in os.getloadavg()],
-            "system": f"{platform.system()} {platform.machine()}",
         },
-        "versions": {"python": platform.python_version()}
-        | {name: version(name) for name in ("numpy", "numba", "scipy", "networkx", "ortools")},
+        "versions": {name: version(name) for name in ("numpy", "numba", "scipy", "networkx", "ortools")},
         "cells": cells,
         "summary": summarise(cells),
         "parallel": run_parallel(options.seed, 3 if options.smallest else 41),
@@ -292,16 +289,6 @@ def main():
         plot(report, RESULTS / "bench_flow.png")
     print(json.dumps({"summary": report["summary"], "parallel": report["parallel"]}, indent=1))
     return 0
-
-
-def processor_name():
-    """Return the processor's own name where the system tells it."""
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor()
 
 
 if __name__ == "__main__":

@@ -29,13 +29,12 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
-import os
-import platform
 import statistics
 import tempfile
 import time
 from pathlib import Path
 
+import machine
 import numpy as np
 from search_data import NOISE, digits_data, glyph_data, make_data, simulate_encoder
 from search_peers import build_peer
@@ -277,8 +276,7 @@ def measure_changes(n_items, n_added, seed):
 def describe_run(options):
     """Everything about a run that is not a measurement."""
     result = {
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}", "seed": options.seed,
-        "threads": options.threads, "versions": {"python": platform.python_version()},
+        "machine": machine.describe(), "seed": options.seed, "threads": options.threads, "versions": {},
         "sets": [], "growth": [], "changes": [],
     }  # fmt: skip
     for package in ("numpy", "numba", "faiss-cpu", "hnswlib", "pynndescent", "scikit-learn"):

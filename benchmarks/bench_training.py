@@ -15,8 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -26,6 +24,7 @@ from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import machine
 import numpy as np
 import torch
 from published_step import naive_distances, naive_semihard, naive_similarities, published_step
@@ -413,18 +412,16 @@ def main():
     print(text)
     if small:
         return
-    machine = {
-        "processor": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
+    described = {
+        **machine.describe(),
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
-        "python": platform.python_version(),
         "versions": {
             name: package_version(name) for name in ("hqsearch", "torch", "numpy", "numba", "ortools")
         },
     }
     RESULTS.mkdir(exist_ok=True)
-    figures = {"machine": machine, **figures}
+    figures = {"machine": described, **figures}
     stem.with_suffix(".json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     stem.with_suffix(".md").write_text(text + "\n", encoding="utf-8")
 

@@ -19,12 +19,11 @@ import argparse
 import hashlib
 import importlib.metadata
 import json
-import os
-import platform
 import tempfile
 import time
 from pathlib import Path
 
+import machine
 import paper_data
 import paper_report
 import paper_systems
@@ -290,10 +289,8 @@ def run(arguments):
         "n_classes": n_classes,
         "without": arguments.without,
         "machine": {
-            "processor": platform.machine(),
-            "cores": os.cpu_count(),
+            **machine.describe(),
             **kept.places_of(keys),
-            "python": platform.python_version(),
         },
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
         "records": [record for key in keys for record in kept.groups[key]],

@@ -157,7 +157,7 @@ def closed_set(found):
             yield of_differences(BASELINES, goal, where, min(gaps) >= 0, gaps)
         for k in (1, 16):
             for name, peer in curves(found, "closed", direction, k).items():
-                if not name.startswith("IVF"):
+                if not name.startswith(("IVF", "HNSW")):
                     continue
                 # Beyond its ends its last point on that side.
                 suf = np.clip(mean(ours, f"SUF@{k}"), peer[0].min(), peer[0].max())

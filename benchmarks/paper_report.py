@@ -71,7 +71,8 @@ def curve_table(found, protocol, direction):
         return []
     return [
         "",
-        "SUF: precision@1 / @16 for 1, 2, 4, ... probed leaves or lists, and from epsilon = 0 up:",
+        "SUF: precision@1 / @16 for 1, 2, 4, ... probed leaves or lists, from epsilon = 0 and from ef = 1 up "
+        "(HNSW: hnswlib, its distances counted by faiss):",
         *table(("system", "curve"), rows),
     ]
 
@@ -115,6 +116,7 @@ COLOURS = {
     "softmax, our embedding": "#7fb0e3",
     "IVF-Flat": "#4d9a6a",
     "IVF-Flat, as many lists": "#9fceb0",
+    "HNSW": "#8a7a5c",
 }
 
 

@@ -33,24 +33,31 @@ def speedup(records):
 
 
 def systems_of(found, protocol):
-    """List what is shown of a protocol at s = 1: (name, system, s) each.
+    """List what is shown of a protocol at s = 1: a label, and the key of its records in each direction.
 
-    The control is searched as an index does by default, in the closed set in the best of its ways. Where the
-    embedding is not joined with the hidden layer, the trained one is the same and is left out.
+    The control is searched as an index does by default, in the closed set in the best of its ways in either
+    direction. Where the embedding is not joined with the hidden layer, the trained one is the same and is
+    left out.
     """
-    place = protocol, DIRECTIONS[0]
-    shown = [(EXHAUSTIVE, EXHAUSTIVE, None), ("trained embedding alone", TRAINED_ALONE, None)]
-    shown += [(name, f"hqsearch{way}", 1) for way, name in WAYS.items()]
     # Some have curves alone.
     found = {key: records for key, records in found.items() if "P@1" in records[0]}
-    ways = [f"softmax{way}" for way in WAYS if (*place, f"softmax{way}", 1) in found]
-    if protocol == "closed":
-        ways = sorted(ways, key=lambda system: -mean(found[*place, system, 1], "P@1"))
-    shown += [("softmax control", system, 1) for system in ways[:1]]
-    shown = [row for row in shown if (*place, *row[1:]) in found]
-    joined, alone = (found.get((*place, system, None)) for system in (EXHAUSTIVE, TRAINED_ALONE))
+    shown = [(EXHAUSTIVE, EXHAUSTIVE, None), ("trained embedding alone", TRAINED_ALONE, None)]
+    shown += [(name, f"hqsearch{way}", 1) for way, name in WAYS.items()]
+    rows = [(label, [(protocol, direction, *system) for direction in DIRECTIONS]) for label, *system in shown]
+    rows.append(("softmax control", [best_control(found, protocol, direction) for direction in DIRECTIONS]))
+    rows = [row for row in rows if row[1][0] in found]
+    joined, alone = (found.get((protocol, DIRECTIONS[0], name, None)) for name in (EXHAUSTIVE, TRAINED_ALONE))
     same = alone and all(mean(joined, f"P@{k}") == mean(alone, f"P@{k}") for k in KS)
-    return [row for row in shown if not (same and row[1] == TRAINED_ALONE)]
+    return [row for row in rows if not (same and row[1][0][2] == TRAINED_ALONE)]
+
+
+def best_control(found, protocol, direction):
+    """Key of the control's records: searched as an index does, in the closed set in its best way; or None."""
+    keys = [(protocol, direction, f"softmax{way}", 1) for way in WAYS]
+    keys = [key for key in keys if key in found]
+    if protocol == "closed":
+        keys.sort(key=lambda key: -mean(found[key], "P@1"))
+    return keys[0] if keys else None
 
 
 def with_leaves(records, n_items):
@@ -63,10 +70,10 @@ def with_leaves(records, n_items):
 def precision_rows(name, result, found, protocol):
     """Speed-up and precision of our ways, exhaustive search and the control, at s = 1."""
     _, n_gallery, n_queries = result["n_items"][protocol]
-    for label, system, s in systems_of(found, protocol):
+    for label, keys in systems_of(found, protocol):
         row = [name, label]
-        for direction, n_items in zip(DIRECTIONS, (n_gallery, n_queries), strict=True):
-            records = found.get((protocol, direction, system, s))
+        for key, n_items in zip(keys, (n_gallery, n_queries), strict=True):
+            records = found.get(key)
             if records is None:
                 row += ["–"] * 4
                 continue
@@ -140,7 +147,7 @@ def curve_rows(name, found):
 def of_protocol(title, protocol, experiments):
     """Lines of the tables that both protocols have."""
     asked = [experiment[:3] for experiment in experiments if protocol in experiment[1]["n_items"]]
-    searched = "in the best of its three ways" if protocol == "closed" else "as an index does by default"
+    searched = "in the best of its three ways at 1" if protocol == "closed" else "as an index does by default"
     in_both = ("SUF", "with leaves", "P@1", "P@16")
     rows = [row for name, result, found in asked for row in precision_rows(name, result, found, protocol)]
     return [

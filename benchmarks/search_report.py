@@ -62,7 +62,8 @@ def write_markdown(result, path):
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     lines = [
         "# Search: hqsearch against other indexes", "",
-        f"Machine: {result['machine']}; {versions}; {result['threads']} threads, seed {result['seed']}. "
+        f"Machine: {', '.join(map(str, result['machine'].values()))}; {versions}; "
+        f"{result['threads']} threads, seed {result['seed']}. "
         "Data and protocol: `benchmarks/bench_search.py`.",
         "", "## Summary", "",
         "Ratios of queries a second at equal precision@16, and of one query's median time (lower is better).",

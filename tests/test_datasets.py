@@ -319,6 +319,13 @@ def test_a_missing_or_broken_imagenet_file_is_named(tmp_path, name):
         fetch_imagenet32(tmp_path)
 
 
+@pytest.mark.parametrize("fetch", [fetch_cifar100, fetch_imagenet32])
+def test_without_a_folder_it_is_the_one_of_scikit_learn(fetch, tmp_path, monkeypatch):
+    monkeypatch.setenv("SCIKIT_LEARN_DATA", str(tmp_path / "data"))
+    with pytest.raises(FileNotFoundError, match=f"is missing.*into {tmp_path / 'data'}"):
+        fetch()
+
+
 @pytest.mark.parametrize("packed", [True, False])
 def test_fashion_mnist_is_read_packed_or_not(tmp_path, packed):
     for name, content in fashion_files().items():

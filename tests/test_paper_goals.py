@@ -3,6 +3,7 @@
 import numpy as np
 import paper_goals
 import paper_summary
+import paper_tables
 import pytest
 from paper_goals import KS, at, collect, compare_curves, unseen_classes, verdicts
 
@@ -94,13 +95,29 @@ def test_a_baseline_counts_from_four_fifths_of_our_speedup_on():
     )
 
 
+@pytest.mark.parametrize("peer", ["IVF-Flat", "HNSW"])
 @pytest.mark.parametrize(("precision", "expected"), [(0.86, True), (0.84, False)])
-def test_ivf_is_read_at_our_speedup(precision, expected):
+def test_other_indexes_are_read_at_our_speedup(peer, precision, expected):
     # Half way between the points in log SUF: 0.85.
-    ivf = record("IVF-Flat", 0, 0.0, 0.0, s=None, curve=points((5.0, 0.9), (20.0, 0.8)))
+    other = record(peer, 0, 0.0, 0.0, s=None, curve=points((5.0, 0.9), (20.0, 0.8)))
     exhaustive = record("exhaustive", 0, 0.9, 1.0, s=None)
-    found = reached(record("hqsearch", 0, precision, 10.0), exhaustive, ivf)
-    assert found["precision@1 above IVF-Flat at SUF 10.0"] is expected
+    found = reached(record("hqsearch", 0, precision, 10.0), exhaustive, other)
+    assert found[f"precision@1 above {peer} at SUF 10.0"] is expected
+
+
+def test_the_control_is_shown_in_its_best_way_in_each_direction():
+    def of(system, direction, precision):
+        return record(system, 0, precision, 8.0, direction=direction)
+
+    both = [
+        of("softmax", "test->train", 0.9),
+        of("softmax", "test->test", 0.7),
+        of("softmax, own leaves", "test->train", 0.8),
+        of("softmax, own leaves", "test->test", 0.8),
+    ]
+    found = collect(result(*both))
+    ways = [paper_tables.best_control(found, "closed", d)[2] for d in ("test->train", "test->test")]
+    assert ways == ["softmax", "softmax, own leaves"]
 
 
 def test_a_curve_is_linear_in_the_logarithm_and_ends_at_its_ends():

@@ -9,6 +9,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+from sklearn.datasets import get_data_home
 from sklearn.utils import Bunch
 
 from hqsearch.datasets.bunch import check_part, missing_file, split_bunch
@@ -16,7 +17,7 @@ from hqsearch.datasets.restricted_pickle import read_pickled_dict
 
 FOLDER = "cifar-100-python"
 ARCHIVE = "cifar-100-python.tar.gz"
-SOURCE = f'the archive {ARCHIVE}, published as the "CIFAR-100 python version"'
+SOURCE = f'the archive {ARCHIVE}, the "CIFAR-100 python version" of www.cs.toronto.edu/~kriz/cifar.html'
 N_CLASSES = 100
 
 DESCRIPTION = """CIFAR-100
@@ -28,16 +29,19 @@ Source: A. Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 
 """
 
 
-def fetch_cifar100(data_home: str | os.PathLike, *, return_split: bool = False) -> Bunch | tuple:
+def fetch_cifar100(
+    data_home: str | os.PathLike | None = None, *, return_split: bool = False
+) -> Bunch | tuple:
     """Read CIFAR-100 from a folder, with the published split.
 
     Pickles are read by an unpickler that admits arrays, numbers and strings only.
 
     Parameters
     ----------
-    data_home : path-like
+    data_home : path-like, default=None
         The folder that holds `cifar-100-python.tar.gz`, or unpacked from it `cifar-100-python` with the files
-        `train`, `test` and `meta`.
+        `train`, `test` and `meta`. None: scikit-learn's data folder,
+        `sklearn.datasets.get_data_home()`.
     return_split : bool, default=False
         Whether to return (data_train, data_test, target_train, target_test) alone.
 
@@ -67,7 +71,7 @@ def fetch_cifar100(data_home: str | os.PathLike, *, return_split: bool = False) 
     ...
     FileNotFoundError: ...cifar-100-python/meta is missing. It is part of the archive...
     """
-    home = Path(data_home).expanduser()
+    home = Path(get_data_home() if data_home is None else data_home).expanduser()
     meta_path, meta = _read(home, "meta")
     names = meta.get("fine_label_names")
     if not isinstance(names, list) or len(names) != N_CLASSES:

@@ -12,6 +12,7 @@ from sklearn.utils import Bunch
 
 from hqsearch.datasets.bunch import check_part, missing_file, split_bunch
 
+SOURCE = "glyph100, made of Debian's fonts for the benchmarks; it is not published, nor in the package"
 ARRAYS = ("X", "y", "family", "is_test", "classes")
 
 DESCRIPTION = """glyph100
@@ -57,7 +58,7 @@ def load_glyph100(path: str | os.PathLike, *, return_split: bool = False) -> Bun
     """
     path = Path(path).expanduser()
     if not path.is_file():
-        raise missing_file(path, "glyph100, which is one npz file")
+        raise missing_file(path, SOURCE)
     try:
         # Opened here: np.load would leave a file open that turns out to be none of its own.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import numpy as np
+from sklearn.datasets import get_data_home
 from sklearn.utils import Bunch
 
 from hqsearch.datasets.bunch import check_part, missing_file, split_bunch
@@ -13,7 +14,10 @@ from hqsearch.datasets.restricted_pickle import read_pickled_dict
 
 TRAIN_FILES = tuple(f"train_data_batch_{i}" for i in range(1, 11))
 TEST_FILE = "val_data"
-SOURCE = 'the "Downsampled ImageNet" data set in 32 x 32 pixels (Imagenet32_train and Imagenet32_val)'
+SOURCE = (
+    'the "Downsampled ImageNet" data set in 32 x 32 pixels (Imagenet32_train and Imagenet32_val) of '
+    "image-net.org/download-images, which asks for a login"
+)
 N_CLASSES = 1000
 
 DESCRIPTION = """ImageNet-32
@@ -26,15 +30,18 @@ CIFAR datasets", 2017, arXiv:1707.08819.
 """
 
 
-def fetch_imagenet32(data_home: str | os.PathLike, *, return_split: bool = False) -> Bunch | tuple:
+def fetch_imagenet32(
+    data_home: str | os.PathLike | None = None, *, return_split: bool = False
+) -> Bunch | tuple:
     """Read ImageNet-32 from a folder; the published validation part is the test part.
 
     Pickles are read by an unpickler that admits arrays, numbers and strings only.
 
     Parameters
     ----------
-    data_home : path-like
-        The folder that holds `train_data_batch_1` to `train_data_batch_10` and `val_data`.
+    data_home : path-like, default=None
+        The folder that holds `train_data_batch_1` to `train_data_batch_10` and `val_data`. None:
+        scikit-learn's data folder, `sklearn.datasets.get_data_home()`.
     return_split : bool, default=False
         Whether to return (data_train, data_test, target_train, target_test) alone.
 
@@ -60,7 +67,7 @@ def fetch_imagenet32(data_home: str | os.PathLike, *, return_split: bool = False
     ...
     FileNotFoundError: ...train_data_batch_1 is missing. It is part of the "Downsampled ImageNet" data set...
     """
-    home = Path(data_home).expanduser()
+    home = Path(get_data_home() if data_home is None else data_home).expanduser()
     # Before gigabytes are read.
     for name in (*TRAIN_FILES, TEST_FILE):
         if not (home / name).is_file():
