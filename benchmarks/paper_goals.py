@@ -20,7 +20,10 @@ LEAST_SUF = 5.0
 PRECISION, SPEEDUP = "(i) exhaustive search", "(i) speed-up"
 CONTROL, BASELINES = "(ii) control", "(ii) baselines"
 CURVE_CONTROL, CURVE_MIXED, CURVE_IVF = "(iii) control", "(iii) control, our embedding", "(iii) IVF"
-KINDS = (PRECISION, SPEEDUP, CONTROL, BASELINES, CURVE_CONTROL, CURVE_MIXED, CURVE_IVF)
+# Beyond the goals.
+CURVE_HNSW = "(iii) HNSW"
+KINDS = (PRECISION, SPEEDUP, CONTROL, BASELINES, CURVE_CONTROL, CURVE_MIXED, CURVE_IVF, CURVE_HNSW)
+OTHER_INDEXES = {"IVF-Flat": CURVE_IVF, "HNSW": CURVE_HNSW}
 
 
 @dataclass(frozen=True)
@@ -157,7 +160,7 @@ def closed_set(found):
             yield of_differences(BASELINES, goal, where, min(gaps) >= 0, gaps)
         for k in (1, 16):
             for name, peer in curves(found, "closed", direction, k).items():
-                if not name.startswith(("IVF", "HNSW")):
+                if not name.startswith(tuple(OTHER_INDEXES)):
                     continue
                 # Beyond its ends its last point on that side.
                 suf = np.clip(mean(ours, f"SUF@{k}"), peer[0].min(), peer[0].max())
@@ -184,10 +187,13 @@ def unseen_classes(found):
                 for peer in all_curves
                 for over in ("", OVER_EPSILON)
                 if f"hqsearch{over}" in all_curves
-                and (peer.startswith("IVF-Flat") or (peer.startswith("softmax") and over_of(peer) == over))
+                and (
+                    peer.startswith(tuple(OTHER_INDEXES))
+                    or (peer.startswith("softmax") and over_of(peer) == over)
+                )
             ):
                 goal = f"precision@{k} curve{over} above {peer} from SUF 5 up"
-                kind = CURVE_IVF if peer.startswith("IVF-Flat") else CURVE_CONTROL
+                kind = OTHER_INDEXES.get(peer.partition(",")[0], CURVE_CONTROL)
                 if peer.startswith("softmax, our embedding"):
                     kind = CURVE_MIXED
                 compared = compare_curves(all_curves[f"hqsearch{over}"], all_curves[peer])

@@ -264,7 +264,8 @@ def test_the_tables_compare_curves():
         unseen("softmax, our embedding", 0, (1, 0.85), (80, 0.85)),
         unseen("IVF-Flat", 0, (1, 0.7), (80, 0.7)),
         unseen("IVF-Flat, as many lists", 0, (1, 0.91), (80, 0.91)),
+        unseen("HNSW", 0, (1, 0.87), (80, 0.87)),
     ]
     rows = summary_tables(result(*curves))[-1]
-    expected = ["+10.0 to +10.0", "+5.0 to +5.0", "+20.0 to +20.0", "-1.0 to -1.0"]
+    expected = ["+10.0 to +10.0", "+5.0 to +5.0", "+20.0 to +20.0", "-1.0 to -1.0", "+3.0 to +3.0"]
     assert [row[1:] for row in rows[1:]] == [[f"test->train, @{k}", *expected] for k in (1, 16)]
