@@ -110,6 +110,8 @@ def main():
     X_train, y_train = paper_data.limited(X_train, y_train, arguments.limit)
     data = X_train, X_test, y_train, y_test
     shared = named(arguments.set) | {"memory": str(arguments.work / "compare")}
+    if "random_state" in shared or any("random_state" in varied for varied in combinations(arguments.vary)):
+        raise SystemExit("seeds are set by --seeds")
     rows = []
     for protocol in arguments.protocols:
         task = paper_data.make_task(data, protocol, validation_only=True)
