@@ -85,12 +85,15 @@ def compare(task, settings, search, seeds):
     """Mean figures over the seeds: test->train, test->test."""
     rows = []
     for seed in seeds:
-        encoder = HierarchicalHashEncoder(random_state=seed, **settings).fit(task.X, task.y)
-        coder = FrozenEstimator(encoder)
-        index = HierarchicalHashIndex(coder, **search).fit(task.gallery_X)
-        rows.append([measure(index, task.gallery_X, task.gallery_y, task.query_X, task.query_y)])
-        index = HierarchicalHashIndex(coder, **search).fit(task.query_X)
-        rows[-1].append(measure(index, task.query_X, task.query_y, None, None))
+        coder = FrozenEstimator(HierarchicalHashEncoder(random_state=seed, **settings).fit(task.X, task.y))
+        of_training = HierarchicalHashIndex(coder, **search).fit(task.gallery_X)
+        of_queries = HierarchicalHashIndex(coder, **search).fit(task.query_X)
+        rows.append(
+            (
+                measure(of_training, task.gallery_X, task.gallery_y, task.query_X, task.query_y),
+                measure(of_queries, task.query_X, task.query_y, None, None),
+            )
+        )
     return np.mean(rows, 0)
 
 

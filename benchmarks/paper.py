@@ -25,6 +25,7 @@ from pathlib import Path
 
 import machine
 import paper_data
+import paper_peers
 import paper_report
 import paper_systems
 import torch
@@ -163,7 +164,8 @@ def measuring_source():
     """Digest of the code that searches and measures."""
     package = Path(hqsearch.__file__).parent
     folders = (path for name in ("search", "baselines") for path in package.glob(f"{name}/*.py"))
-    return digest_of([Path(paper_systems.__file__), *package.glob("*.py"), *folders]) + training_source()[:8]
+    scripts = (Path(module.__file__) for module in (paper_systems, paper_peers))
+    return digest_of([*scripts, *package.glob("*.py"), *folders]) + training_source()[:8]
 
 
 def digest_of(files):

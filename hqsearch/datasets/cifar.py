@@ -40,8 +40,7 @@ def fetch_cifar100(
     ----------
     data_home : path-like, default=None
         The folder that holds `cifar-100-python.tar.gz`, or unpacked from it `cifar-100-python` with the files
-        `train`, `test` and `meta`. None: scikit-learn's data folder,
-        `sklearn.datasets.get_data_home()`.
+        `train`, `test` and `meta`. None: scikit-learn's data folder, `sklearn.datasets.get_data_home()`.
     return_split : bool, default=False
         Whether to return (data_train, data_test, target_train, target_test) alone.
 
