@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 KS = (1, 4, 16)
+DIRECTIONS = ("test->train", "test->test")
 # What is added to the name of a system for its curve over epsilon.
 OVER_EPSILON = ", over epsilon"
 # The speed-up from which on curves are compared.

@@ -10,7 +10,7 @@ import numpy as np
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
-from paper_goals import collect, curves, mean, verdicts
+from paper_goals import DIRECTIONS, KS, collect, curves, mean, verdicts
 from search_report import table
 
 
@@ -29,7 +29,8 @@ def cell(records, name):
 def precision_tables(result, found):
     """One table for each protocol and direction."""
     lines = []
-    names = ("SUF@1", "SUF@16", "P@1", "P@4", "P@16", "R@16", "NMI", "us")
+    # Recall@1 is precision@1.
+    names = (*(f"SUF@{k}" for k in KS), *(f"P@{k}" for k in KS), "R@4", "R@16", "NMI", "us")
     for protocol, direction in dict.fromkeys(key[:2] for key in found):
         n_train, n_gallery, n_query = result["n_items"][protocol]
         n_gallery = n_query if direction == "test->test" else n_gallery
@@ -47,7 +48,7 @@ def precision_tables(result, found):
         rows.sort(
             key=lambda row: (not row[0].startswith("exhaustive"), not row[0].startswith("hqsearch"), row[0])
         )
-        header = ("system", "s", *names[:-2], "NMI", "µs a query")
+        header = ("system", "s", *names[:-1], "µs a query")
         lines += table(header, rows)
         lines += curve_table(found, protocol, direction)
     return lines
@@ -121,20 +122,21 @@ COLOURS = {
 
 
 def draw(result, found, path):
-    """Precision against SUF, a panel for each protocol and k, test->train."""
-    protocols = list(result["n_items"])
+    """Precision against SUF, a row of panels for each protocol and direction, a panel for each k."""
+    places = [(protocol, direction) for protocol in result["n_items"] for direction in DIRECTIONS]
     figure, axes = plt.subplots(
-        len(protocols), 2, figsize=(10, 3.9 * len(protocols)), squeeze=False, layout="constrained"
+        len(places), 2, figsize=(10, 3.6 * len(places)), squeeze=False, layout="constrained"
     )
-    for row, protocol in zip(axes, protocols, strict=True):
+    for row, place in zip(axes, places, strict=True):
         for ax, k in zip(row, (1, 16), strict=True):
-            drawn = curves(found, protocol, "test->train", k)
+            drawn = curves(found, *place, k)
             for name, colour in COLOURS.items():
                 if name in drawn:
                     ax.plot(*drawn[name], marker="o", markersize=4, label=name, color=colour)
-            exhaustive = mean(found[protocol, "test->train", "exhaustive", None], f"P@{k}")
+            exhaustive = mean(found[*place, "exhaustive", None], f"P@{k}")
             ax.axhline(exhaustive, color="#666666", linestyle=":", label="exhaustive")
-            ax.set(xscale="log", xlabel="Search speed-up factor", ylabel=f"Precision@{k}", title=protocol)
+            ax.set(xscale="log", xlabel="Search speed-up factor", ylabel=f"Precision@{k}")
+            ax.set_title(", ".join(place))
             ax.xaxis.set_major_locator(mpl.ticker.LogLocator(subs=(1, 2, 5)))
             ax.xaxis.set_major_formatter(mpl.ticker.FuncFormatter(lambda value, _: f"{value:g}"))
             ax.xaxis.set_minor_formatter(mpl.ticker.NullFormatter())

@@ -11,6 +11,7 @@ from paper_goals import (
     CURVE_HNSW,
     CURVE_IVF,
     CURVE_MIXED,
+    DIRECTIONS,
     KS,
     OVER_EPSILON,
     collect,
@@ -19,7 +20,6 @@ from paper_goals import (
 from paper_report import cell
 from search_report import table
 
-DIRECTIONS = ("test->train", "test->test")
 EXHAUSTIVE, TRAINED_ALONE = "exhaustive", "exhaustive, trained embedding alone"
 # The three ways to search an index: what is added to a system's name, and their name.
 WAYS = {"": "index", ", listed by codes": "listed by codes", ", own leaves": "the codes' leaves"}
