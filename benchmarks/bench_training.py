@@ -1,10 +1,11 @@
-"""Where a training step's time goes, what the masked losses save, and the published step for comparison.
+"""Where a training step's time goes, what the masked losses save, the published step, and the time of a fit.
 
-Four tables: (1) seconds of a hash-stage step by part, for each trunk and sparsity; (2) the masked losses
+Five tables: (1) seconds of a hash-stage step by part, for each trunk and sparsity; (2) the masked losses
 against the naive form over an items x items x buckets mask: seconds, peak memory, and that the values are
 equal; (3) items a second of whole steps against a plain torch version of the published step: one forward pass
 for the codes and one for the loss, B x B x d masks, the flow network built arc by arc in OR-Tools; (4) the
-steps of codes that settle, by how their kernels are launched.
+steps of codes that settle, by how their kernels are launched; (5) seconds of whole fits with the package's
+defaults, on as many threads as torch takes, beside what they may take on two cores.
 
     python benchmarks/bench_training.py               writes benchmarks/results/bench_training-cpu.*
     python benchmarks/bench_training.py --device cuda
@@ -19,7 +20,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -29,6 +30,7 @@ import numpy as np
 import torch
 from published_step import naive_distances, naive_semihard, naive_similarities, published_step
 
+from hqsearch import HierarchicalHashEncoder
 from hqsearch.assignment import solve_cascades
 from hqsearch.embedding import CodeProblem, StageSettings, resolve_captured, resolve_precision
 from hqsearch.embedding.capture import N_STEPS_BEFORE, from_cpu
@@ -49,7 +51,9 @@ PENALTIES = {"sibling_penalty": 100.0, "orthogonality_penalty": 0.1}
 INPUT_SHAPES = {"mlp": (384,), "conv": (1, 32, 32), "nin": (3, 32, 32)}
 PARTS = ("forward", "class scores to CPU", "flow", "loss", "backward", "optimiser")
 RESULTS = Path(__file__).parent / "results"
-TABLES = ("parts", "losses", "steps", "launches")
+TABLES = ("parts", "losses", "steps", "launches", "fits")
+# Seconds that a fit with the defaults may take on two cores, by the shape of what it is of.
+FIT_LIMITS = {(13_000, 1, 32, 32): 300, (12_000, 384): 60}
 
 
 class TimedHashStage(HashStage):
@@ -319,6 +323,38 @@ def compare_losses(loss, n_items, d, sparsity, device, n_runs):
     return row
 
 
+# --- whole fits
+
+
+def make_items(shape, n_classes=100):
+    """Return items of a shape, the mean of their class and noise, and their labels."""
+    rng = np.random.default_rng(SEED)
+    y = rng.permutation(np.arange(shape[0]) % n_classes)
+    means = rng.normal(size=(n_classes, *shape[1:])).astype(np.float32)
+    return means[y] + rng.normal(scale=3.0, size=shape).astype(np.float32), y
+
+
+def time_fit(shape, loss, device, **parameters):
+    """Seconds of a fit with the defaults of a loss, beside what it may take."""
+    X, y = make_items(shape)
+    encoder = HierarchicalHashEncoder(loss=loss, device=device.type, random_state=SEED, **parameters)
+    started = time.perf_counter()
+    encoder.fit(X, y)
+    seconds = time.perf_counter() - started
+    limit = FIT_LIMITS.get(shape, "–")
+    epochs = Counter(record["stage"] for record in encoder.history_)
+    return {
+        "items": " x ".join(map(str, shape)),
+        "loss": loss,
+        "epochs": " + ".join(str(n) for n in epochs.values()),
+        "precision": resolve_precision("auto", "conv" if len(shape) > 2 else "mlp", shape[1:], device),
+        "threads": torch.get_num_threads(),
+        "seconds": seconds,
+        "may take, s": limit,
+        "reached": "–" if limit == "–" else "yes" if seconds <= limit else "no",
+    }
+
+
 def table(rows):
     """Rows of equal keys as a Markdown table."""
     lines = ["| " + " | ".join(rows[0]) + " |", "|---" * len(rows[0]) + "|"]
@@ -337,6 +373,23 @@ def parts_rows(figures):
         share = f"{100 * row['flow'] / row['step']:.1f} %"
         rows.append({k: row[k] for k in ("trunk", "objective", "sparsity")} | cells | {"flow share": share})
     return rows
+
+
+def as_markdown(figures, machines):
+    """Tables by their names as Markdown, each with what it was measured on."""
+    shape = f"C = {N_CLASSES} classes, B = {BATCH_SIZE} items, K = {N_LEVELS}, d = {BRANCHING_FACTOR}"
+    titles = {
+        "parts": f"Hash-stage step: {shape}; medians.",
+        "losses": "Masked losses, forward and backward pass, against the naive items x items x d form:",
+        "steps": "Whole steps against the published step written plainly in torch and OR-Tools, in float32:",
+        "launches": "Steps by how their kernels are launched; npairs and triplet solve codes in each:",
+        "fits": "Whole fits with the defaults, of made-up items of 100 classes:",
+    }
+    shown = {name: parts_rows(rows) if name == "parts" else rows for name, rows in figures.items()}
+    return "\n\n".join(
+        f"{titles[name]}\n\n{table(rows)}\n\nMachine: {json.dumps(machines[name])}"
+        for name, rows in shown.items()
+    )
 
 
 def package_version(name):
@@ -398,20 +451,14 @@ def main():
             for trunk in trunks
             for objective in ("proxy", "npairs", "triplet")
         ]
-    shape = f"C = {N_CLASSES} classes, B = {BATCH_SIZE} items, K = {N_LEVELS}, d = {BRANCHING_FACTOR}"
-    titles = {
-        "parts": f"Hash-stage step: {shape}; medians.",
-        "losses": "Masked losses, forward and backward pass, against the naive items x items x d form:",
-        "steps": "Whole steps against the published step written plainly in torch and OR-Tools, in float32:",
-        "launches": "Steps by how their kernels are launched; npairs and triplet solve codes in each:",
-    }
-    # What neither this run nor an earlier one has measured is left out.
-    figures = {"seed": SEED, **{name: figures[name] for name in TABLES if name in figures}}
-    shown = {name: parts_rows(rows) if name == "parts" else rows for name, rows in figures.items()}
-    text = "\n\n".join(f"{titles[name]}\n\n{table(shown[name])}" for name in titles if name in shown)
-    print(text)
-    if small:
-        return
+    if "fits" in tables:
+        # What is compiled at first is compiled by this one.
+        time_fit((400, 16), "proxy", device, metric_epochs=1, hash_epochs=1)
+        figures["fits"] = [
+            time_fit(shape, loss, device, **({"metric_epochs": 1, "hash_epochs": 1} if small else {}))
+            for shape in ([(400, 16)] if small else FIT_LIMITS)
+            for loss in ("proxy", "npairs", "triplet")
+        ]
     described = {
         **machine.describe(),
         "threads": torch.get_num_threads(),
@@ -420,8 +467,16 @@ def main():
             name: package_version(name) for name in ("hqsearch", "torch", "numpy", "numba", "ortools")
         },
     }
+    # Tables may be of different runs.
+    machines = figures.get("machines", {}) | dict.fromkeys(tables, described)
+    # What neither this run nor an earlier one has measured is left out.
+    figures = {name: figures[name] for name in TABLES if name in figures}
+    text = as_markdown(figures, machines)
+    print(text)
+    if small:
+        return
     RESULTS.mkdir(exist_ok=True)
-    figures = {"machine": described, **figures}
+    figures = {"seed": SEED, "machines": {name: machines[name] for name in figures}, **figures}
     stem.with_suffix(".json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     stem.with_suffix(".md").write_text(text + "\n", encoding="utf-8")
 
