@@ -96,14 +96,18 @@ def wait_for(device):
         torch.cuda.synchronize()
 
 
+def make_items(shape, n_classes, *, noise):
+    """Return items of a shape, float32, each the mean of its class and noise of a scale, and their labels."""
+    rng = np.random.default_rng(SEED)
+    y = np.arange(shape[0]) % n_classes
+    means = rng.normal(size=(n_classes, *shape[1:])).astype(np.float32)
+    return means[y] + rng.normal(scale=noise, size=shape).astype(np.float32), y
+
+
 def make_stage(trunk_name, sparsity, loss, device, *, kind=TimedHashStage, captured=False, compiled=False):
     """Return a hash stage on random items of the trunk's usual shape, ready to step."""
     shape = INPUT_SHAPES[trunk_name]
-    rng = np.random.default_rng(SEED)
-    y = np.arange(4 * BATCH_SIZE) % N_CLASSES
-    X = rng.normal(size=(len(y), *shape)).astype(np.float32) + rng.normal(size=(N_CLASSES, *shape))[y].astype(
-        np.float32
-    )
+    X, y = make_items((4 * BATCH_SIZE, *shape), N_CLASSES, noise=1.0)
     generator = torch.Generator().manual_seed(SEED)
     standardize = Standardize.from_items(X)
     trunk = build_trunk(trunk_name, shape, generator)
@@ -326,17 +330,9 @@ def compare_losses(loss, n_items, d, sparsity, device, n_runs):
 # --- whole fits
 
 
-def make_items(shape, n_classes=100):
-    """Return items of a shape, the mean of their class and noise, and their labels."""
-    rng = np.random.default_rng(SEED)
-    y = rng.permutation(np.arange(shape[0]) % n_classes)
-    means = rng.normal(size=(n_classes, *shape[1:])).astype(np.float32)
-    return means[y] + rng.normal(scale=3.0, size=shape).astype(np.float32), y
-
-
 def time_fit(shape, loss, device, **parameters):
     """Seconds of a fit with the defaults of a loss, beside what it may take."""
-    X, y = make_items(shape)
+    X, y = make_items(shape, 100, noise=3.0)
     encoder = HierarchicalHashEncoder(loss=loss, device=device.type, random_state=SEED, **parameters)
     started = time.perf_counter()
     encoder.fit(X, y)
@@ -347,7 +343,7 @@ def time_fit(shape, loss, device, **parameters):
         "items": " x ".join(map(str, shape)),
         "loss": loss,
         "epochs": " + ".join(str(n) for n in epochs.values()),
-        "precision": resolve_precision("auto", "conv" if len(shape) > 2 else "mlp", shape[1:], device),
+        "precision": resolve_precision(encoder.precision, encoder.network, shape[1:], device),
         "threads": torch.get_num_threads(),
         "seconds": seconds,
         "may take, s": limit,

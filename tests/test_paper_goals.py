@@ -2,6 +2,7 @@
 
 import numpy as np
 import paper_goals
+import paper_report
 import paper_summary
 import paper_tables
 import pytest
@@ -272,3 +273,25 @@ def test_the_tables_compare_curves():
     rows = summary_tables(result(*curves))[-1]
     expected = ["+10.0 to +10.0", "+5.0 to +5.0", "+20.0 to +20.0", "-1.0 to -1.0", "+3.0 to +3.0"]
     assert [row[1:] for row in rows[1:]] == [[f"test->train, @{k}", *expected] for k in (1, 16)]
+
+
+def test_a_page_has_every_speedup_and_recall_and_a_picture_both_directions(tmp_path, monkeypatch):
+    recalls = {"R@4": 0.95, "R@16": 0.96}
+    records = [
+        r | recalls | {"direction": direction, "SUF@4": 11.0, "us": 1.0}
+        for direction in ("test->train", "test->test")
+        for r in (record("hqsearch", 0, 0.9, 12.0), record("exhaustive", 0, 0.8, 1.0, s=None))
+    ]
+    described = {"parameters": {}, "control": {}, "auto": {}}
+    of_digits = result(*records, **described) | {"seeds": [0], "machine": {}, "versions": {}}
+    figures = []
+    monkeypatch.setattr(paper_report.plt, "close", figures.append)
+    paper_report.write(of_digits, tmp_path / "page")
+    lines = (tmp_path / "page.md").read_text().splitlines()
+    header = next(line for line in lines if line.startswith("| system | s |"))
+    row = next(line for line in lines if line.startswith("| hqsearch | 1 |"))
+    cells = dict(zip(header.split(" | "), row.split(" | "), strict=True))
+    assert (cells["SUF@1"], cells["SUF@4"], cells["SUF@16"]) == ("12.0 ± 0.0", "11.0 ± 0.0", "12.0 ± 0.0")
+    assert (cells["R@4"], cells["R@16"]) == ("95.00 ± 0.00", "96.00 ± 0.00")
+    panels = [ax.get_title() for ax in figures[0].axes]
+    assert panels == ["closed, test->train"] * 2 + ["closed, test->test"] * 2
