@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import paper_data
-from paper import value_of
+from paper_presets import value_of
 from search_report import table
 from sklearn.frozen import FrozenEstimator
 from sklearn.neighbors import NearestNeighbors

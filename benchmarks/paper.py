@@ -30,7 +30,7 @@ import paper_report
 import paper_systems
 import torch
 from joblib import Parallel, delayed
-from paper_presets import PRESETS
+from paper_presets import PRESETS, value_of
 
 import hqsearch
 from hqsearch import HierarchicalHashEncoder
@@ -83,14 +83,6 @@ def parse_arguments():
     )
     parser.add_argument("--smallest", action="store_true", help="a smoke run of digits")
     return parser.parse_args()
-
-
-def value_of(text):
-    """Read a --set value: a number, a list, null, or a string."""
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        return text
 
 
 def encoder_parameters(arguments):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 COMMON = {
     "network": "nin",
     "classes_per_batch": 64,
@@ -41,3 +43,11 @@ PRESETS = {
     "icml18-imagenet32-npairs": ({**NPAIRS, "n_levels": 1, "branching_factor": 512}, {}),
     **{name: (parameters, {}) for name, parameters in EPOCHS.items()},
 }
+
+
+def value_of(text):
+    """Read a --set value: a number, a list, null, or a string."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
