@@ -414,9 +414,9 @@ def main():
     # A nin step takes seconds on a CPU, so few of them give a steady median.
     steps = {"mlp": 2 if small else 40, "nin": 8 if device.type == "cpu" else 40}
     stem = RESULTS / f"bench_training-{arguments.device}"
-    figures = (
-        json.loads(stem.with_suffix(".json").read_text(encoding="utf-8")) if tables != set(TABLES) else {}
-    )
+    earlier = stem.with_suffix(".json")
+    keep = tables != set(TABLES) and earlier.exists()
+    figures = json.loads(earlier.read_text(encoding="utf-8")) if keep else {}
     settings = [
         (trunk, sparsity, loss)
         for trunk in (["mlp"] if small else ["mlp", "nin"])
