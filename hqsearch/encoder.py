@@ -38,7 +38,8 @@ class HierarchicalHashEncoder(
     Parameters
     ----------
     n_levels : int, default=2
-        Levels of the hash tree.
+        Levels of the hash tree. With one, "npairs" and "triplet" tell the classes themselves apart, as in the
+        papers' method of one level; with several, at each level the classes of different buckets.
     branching_factor : int, default=64
         Buckets of each level; the tree has `branching_factor**n_levels` leaves.
     sparsity : int, default=1

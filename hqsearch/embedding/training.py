@@ -152,10 +152,14 @@ class HashStage(Stage):
         `scores` is (n_groups, n_classes, items_per_class, d), `codes` bool (n_groups, n_classes, d) with
         `n_active` ones in each row.
         """
-        per_class = scores.shape[2]
+        n_classes, per_class = scores.shape[1:3]
         member = codes.to(scores.dtype)
-        # Two rows are equal when they share all their ones.
-        same = member @ member.transpose(-2, -1) > n_active - 0.5
+        if self.problem.n_levels == 1:
+            # Codes of one level are trained with the labels themselves (ICML 2018).
+            same = torch.eye(n_classes, dtype=torch.bool, device=codes.device).expand(len(codes), -1, -1)
+        else:
+            # Two rows are equal when they share all their ones.
+            same = member @ member.transpose(-2, -1) > n_active - 0.5
         if self.settings.loss == "npairs":
             anchors, positives = _halves(scores)
             per_class //= 2

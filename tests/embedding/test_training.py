@@ -153,6 +153,22 @@ def test_classes_of_one_bucket_are_positives_under_different_parents_too(loss, l
     assert found.item() == pytest.approx(by_level, rel=1e-10)
 
 
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("sparsity", [1, 3])
+def test_codes_of_one_level_are_trained_with_the_labels_themselves(loss, sparsity):
+    # Classes 0 and 1 have the same code.
+    codes = codes_of([[{1: (first,), 3: (first, 4, 5)}[sparsity]] for first in (2, 2, 0, 3)])
+    scores = np.random.default_rng(3).normal(size=(2, 4, 4, 1, 6))
+    stage = make_stage(loss=loss, sparsity=sparsity, n_levels=1)
+    found = stage._masked_loss(torch.tensor(scores), torch.tensor(np.stack([codes, codes])))
+    expected, by_code = (
+        [naive_level_loss(group[:, :, 0], codes[:, 0], labels, loss) for group in scores]
+        for labels in (range(4), buckets_of(codes[:, 0]))
+    )
+    assert np.abs(np.subtract(expected, by_code)).min() > 1e-3
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-10)
+
+
 def test_classes_that_all_share_a_bucket_have_no_negative_whatever_their_parents():
     codes = codes_of([[(0,), (3,)], [(1,), (3,)], [(2,), (3,)]])
     scores = torch.tensor(np.random.default_rng(2).normal(size=(1, 3, 4, 6)))
