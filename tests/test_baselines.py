@@ -196,9 +196,11 @@ def test_a_trunk_without_weights_makes_the_classifier_logistic_regression(digits
     baseline = make(SoftmaxHashEncoder, network=nn.Identity(), learning_rate=0.1, validation_fraction=0)
     baseline.fit(X, y)
     assert np.mean(baseline.encode(X_query)[:, 0] == y_query) > 0.8
-    # The hidden layer is the standardised item after the ReLU.
-    standardised = (X_query - X.mean(0)) / np.where(X.std(0) > 0, X.std(0), 1)
-    np.testing.assert_allclose(baseline.embed(X_query), np.maximum(standardised, 0), atol=1e-5)
+    # The hidden layer is the standardised item after the ReLU, at unit length.
+    hidden = np.maximum((X_query - X.mean(0)) / np.where(X.std(0) > 0, X.std(0), 1), 0)
+    unit = hidden / np.linalg.norm(hidden, axis=1, keepdims=True)
+    np.testing.assert_allclose(baseline.embed(X_query), unit, atol=1e-6)
+    np.testing.assert_array_equal(baseline.describe(X_query)[0], baseline.embed(X_query))
 
 
 def test_of_the_accuracies_on_held_out_items_that_of_the_kept_epoch(digits):

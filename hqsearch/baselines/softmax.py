@@ -28,7 +28,7 @@ class SoftmaxHashEncoder(BaselineHashEncoder):
     ----------
     encoder : estimator or None, default=None
         Whose embedding ranks candidates. None is the classifier's own hidden layer, the output of its trunk
-        after the ReLU. An estimator with `fit` and `embed` is cloned and fitted; wrapped in
+        after the ReLU, at unit length. An estimator with `fit` and `embed` is cloned and fitted; wrapped in
         `sklearn.frozen.FrozenEstimator` a fitted one is used as it is. The classifier needs y either way.
     sparsity : int, default=1
         Classes that count, so buckets that an item lies in.
@@ -70,7 +70,7 @@ class SoftmaxHashEncoder(BaselineHashEncoder):
         The fitted encoder; None where the hidden layer takes its part.
     history_ : list of dict
         One record an epoch of the classifier: `stage`, `epoch`, `loss`, `seconds`, and where it was validated
-        `accuracy` and `criterion`.
+        `accuracy`, `criterion` and `standard_error`.
     n_levels : int
         1.
     branching_factor : int
@@ -242,7 +242,7 @@ class SoftmaxHashEncoder(BaselineHashEncoder):
         )
 
     def embed(self, X: Any) -> np.ndarray:
-        """Embedding by which candidates are ranked: the encoder's, or the classifier's hidden layer.
+        """Embedding by which candidates are ranked: the encoder's, or the hidden layer at unit length.
 
         Parameters
         ----------
