@@ -24,6 +24,7 @@ import time
 from pathlib import Path
 
 import machine
+import numpy as np
 import paper_data
 import paper_peers
 import paper_report
@@ -162,7 +163,15 @@ def measuring_source():
 
 def digest_of(files):
     """Digest of the contents of files."""
-    return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(files))).hexdigest()[:16]
+    return digest(path.read_bytes() for path in sorted(files))
+
+
+def digest(buffers):
+    """Digest of buffers, one after the other."""
+    found = hashlib.sha256()
+    for buffer in buffers:
+        found.update(buffer)
+    return found.hexdigest()[:16]
 
 
 class Records:
@@ -171,8 +180,7 @@ class Records:
     def __init__(self, folder, settings):
         # An encoder's training does not depend on what others are trained beside it.
         training = {name: value for name, value in settings.items() if name != "sparsities"}
-        digest = hashlib.sha256(json.dumps(training, sort_keys=True).encode()).hexdigest()[:16]
-        self.folder = folder / digest
+        self.folder = folder / digest([json.dumps(training, sort_keys=True).encode()])
         self.folder.mkdir(parents=True, exist_ok=True)
         sparsities = "-".join(str(s) for s in settings["sparsities"])
         self.path = self.folder / f"records-{sparsities}-{measuring_source()}.jsonl"
@@ -188,20 +196,21 @@ class Records:
     def _keep(self, group):
         key = tuple(group["key"])
         self.groups[key] = group["records"]
-        self.places[key] = {name: group[name] for name in ("device", "n_jobs")}
+        self.places[key] = group["place"]
 
     def add(self, key, records, place):
-        """Keep a group, and where it was measured: device, and how many systems at once."""
-        group = {"key": key, "records": records, **place}
+        """Keep a group, and where it was measured: machine, device, and how many systems at once."""
+        group = {"key": key, "records": records, "place": place}
         self._keep(group)
         with self.path.open("a") as file:
             file.write(json.dumps(group) + "\n")
 
     def places_of(self, keys):
-        """Devices of groups, one after the other, and the most systems that were measured at once."""
+        """Where groups were measured: every value of each entry, as a run may go on on another machine."""
         places = [self.places[key] for key in keys]
-        devices = dict.fromkeys(place["device"] for place in places)
-        return {"device": ", ".join(devices), "n_jobs": max(place["n_jobs"] for place in places)}
+        values = {name: list(dict.fromkeys(place[name] for place in places)) for name in places[0]}
+        n_jobs = max(values.pop("n_jobs"))
+        return {name: ", ".join(map(str, found)) for name, found in values.items()} | {"n_jobs": n_jobs}
 
 
 FIRSTS = ("control", "encoder")
@@ -239,6 +248,8 @@ def run(arguments):
     X_train, X_test, y_train, y_test = paper_data.load(arguments.dataset, arguments.data_home)
     data = (*paper_data.limited(X_train, y_train, arguments.limit), X_test, y_test)
     data = (data[0], data[2], data[1], data[3])
+    # Another file, or another way to read it, is another experiment.
+    settings["data"] = digest(map(np.ascontiguousarray, data))
     tasks = {
         p: paper_data.make_task(data, p, validation_only=arguments.validation_only)
         for p in arguments.protocols
@@ -271,7 +282,7 @@ def run(arguments):
         Parallel(arguments.n_jobs)(delayed(train_first)(*first) for first in firsts)
         # Those that take longest.
         missing.sort(key=lambda key: FIRST_GROUPS.index(key[2]) if key[2] in FIRST_GROUPS else 2)
-    place = {"device": device_name(arguments.device), "n_jobs": arguments.n_jobs}
+    place = {**machine.describe(), "device": device_name(arguments.device), "n_jobs": arguments.n_jobs}
     jobs = (delayed(measure_group)(key, systems[key[:2]]) for key in missing)
     for key, records, seconds in Parallel(arguments.n_jobs, return_as="generator_unordered")(jobs):
         kept.add(key, records, place)
@@ -282,10 +293,7 @@ def run(arguments):
         "n_items": {name: [len(t.y), len(t.gallery_y), len(t.query_y)] for name, t in tasks.items()},
         "n_classes": n_classes,
         "without": arguments.without,
-        "machine": {
-            **machine.describe(),
-            **kept.places_of(keys),
-        },
+        "machine": kept.places_of(keys),
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
         "records": [record for key in keys for record in kept.groups[key]],
     }
