@@ -73,7 +73,7 @@ def curve_table(found, protocol, direction):
     return [
         "",
         "SUF: precision@1 / @16 for 1, 2, 4, ... probed leaves or lists, from epsilon = 0 and from ef = 1 up "
-        "(HNSW: faiss, which counts its distances):",
+        "(HNSW: distances counted by faiss):",
         *table(("system", "curve"), rows),
     ]
 

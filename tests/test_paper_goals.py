@@ -96,6 +96,31 @@ def test_a_baseline_counts_from_four_fifths_of_our_speedup_on():
     )
 
 
+@pytest.mark.parametrize(
+    ("name", "suf", "precision", "expected"),
+    [
+        # Half way between the points in log SUF, where our curve has 0.85.
+        ("Th", 10.0, 0.84, True),
+        ("Th", 10.0, 0.86, False),
+        # Searched in the same way: 0.95 there, and beyond that curve's end our default's.
+        ("Th, own leaves", 10.0, 0.94, True),
+        ("Th, own leaves", 10.0, 0.96, False),
+        ("Th, own leaves", 16.0, 0.84, False),
+        ("one level, listed by codes", 10.0, 0.84, True),
+        ("Th", 4.9, 0.99, None),
+    ],
+)
+def test_slower_baselines_are_compared_with_our_curve_at_their_speedup(name, suf, precision, expected):
+    ours = [
+        record("hqsearch", 0, 0.8, 25.0, curve=points((20.0, 0.8), (5.0, 0.9))),
+        record("hqsearch, own leaves", 0, 0.95, 10.0, curve=points((10.0, 0.95), (2.0, 0.95))),
+    ]
+    exhaustive = record("exhaustive", 0, 0.9, 1.0, s=None)
+    found = verdicts(result(*ours, exhaustive, record(name, 0, precision, suf)))
+    asked = [v for v in found if v.kind == paper_goals.SLOWER]
+    assert [v.reached for v in asked] == ([] if expected is None else [expected])
+
+
 @pytest.mark.parametrize("peer", ["IVF-Flat", "HNSW"])
 @pytest.mark.parametrize(("precision", "expected"), [(0.86, True), (0.84, False)])
 def test_other_indexes_are_read_at_our_speedup(peer, precision, expected):
