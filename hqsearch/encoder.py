@@ -120,8 +120,8 @@ class HierarchicalHashEncoder(
         times. None never stops early.
     memory : None, str or joblib.Memory, default=None
         Where to keep metric stages that are trained already. They do not depend on `n_levels`,
-        `branching_factor`, `sparsity`, the penalties, `hash_trunk` or `hidden_weight`, so with an integer
-        `random_state` a search over those trains the metric stage once per fold.
+        `branching_factor`, `sparsity`, the penalties, `code_assignment`, `hash_trunk` or `hidden_weight`, so
+        with an integer `random_state` a search over those trains the metric stage once per fold.
     checkpoint_dir : None, str or path-like, default=None
         Folder where `fit` leaves how far it came, for the case that it is killed: started again with the same
         data and parameters it goes on from there, and on the CPU ends with the same model bit by bit. It

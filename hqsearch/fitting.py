@@ -304,7 +304,8 @@ def _stage_settings(encoder: HierarchicalHashEncoder, stage: str, epochs: int) -
         classes_per_batch=encoder.classes_per_batch,
         class_groups_per_step=encoder.class_groups_per_step,
         patience=encoder.patience,
-        code_assignment=encoder.code_assignment,
+        # Of the hash stage alone: a metric stage that `memory` keeps serves all.
+        code_assignment=encoder.code_assignment if hashing else "batch",
         precision=resolve_precision(encoder.precision, encoder.network, encoder._input_shape, device),
         captured=resolve_captured(encoder.network, device),
     )

@@ -301,13 +301,17 @@ def test_pickle_and_clone(fitted, digits):
     assert not hasattr(clone(fitted), "classes_")
 
 
-def test_memory_trains_the_metric_stage_once_for_all_sparsities(blobs, tmp_path):
+def test_memory_trains_the_metric_stage_once_for_all_sparsities_and_ways_to_assign_codes(blobs, tmp_path):
     X, y = blobs
     fits = [make(memory=str(tmp_path), sparsity=s).fit(X, y) for s in (1, 2, 1)]
+    fits.append(make(memory=str(tmp_path), loss="npairs", code_assignment="batch").fit(X, y))
+    fits.append(make(memory=str(tmp_path), loss="npairs", code_assignment="settled").fit(X, y))
+    np.testing.assert_array_equal(fits[3].embed(X), fits[4].embed(X))
+    assert not np.array_equal(fits[3].level_scores(X), fits[4].level_scores(X))
     np.testing.assert_array_equal(fits[0].embed(X), fits[1].embed(X))
     np.testing.assert_array_equal(fits[0].level_scores(X), fits[2].level_scores(X))
     results = list(tmp_path.rglob("train_first_stage/*/output.pkl"))
-    assert len(results) == 1
+    assert len(results) == 2, "one of each loss"
     np.testing.assert_array_equal(make().fit(X, y).embed(X), fits[0].embed(X))
 
 

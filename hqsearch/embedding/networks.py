@@ -16,6 +16,8 @@ from hqsearch.embedding.randomness import randomness_of
 
 TRUNKS = ("auto", "mlp", "conv", "nin")
 _CONVOLUTIONAL = ("auto", "conv", "nin")
+# Of items whose statistics are taken at once: 32 MiB in float64.
+_VALUES_PER_BLOCK = 2**22
 
 
 class Standardize(nn.Module):
@@ -39,18 +41,28 @@ class Standardize(nn.Module):
         self.register_buffer("scale", torch.as_tensor(scale, dtype=torch.float64))
 
     @classmethod
-    def from_items(cls, X: np.ndarray) -> Standardize:
-        """Statistics of X: of each feature (2-D X), or of each channel (images)."""
+    def from_items(cls, X: np.ndarray, rows: np.ndarray) -> Standardize:
+        """Statistics of some rows of X: of each feature (2-D X), or of each channel (images)."""
         axes = (0,) if X.ndim == 2 else (0, 2, 3)
-        mean = X.mean(axis=axes, dtype=np.float64, keepdims=True)[0]
+        n_values = len(rows) * int(np.prod(X.shape[2:]))
+        # Block by block: deviations of all items at once would take eight times the memory of bytes.
+        per_block = max(1, _VALUES_PER_BLOCK // int(np.prod(X.shape[1:])))
+        blocks = [rows[start : start + per_block] for start in range(0, len(rows), per_block)]
+
+        def total(of_block: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+            sums = (of_block(X[block]).sum(axis=axes, dtype=np.float64, keepdims=True)[0] for block in blocks)
+            return np.sum(list(sums), axis=0)
+
+        mean = total(lambda block: block) / n_values
         with np.errstate(over="ignore", invalid="ignore"):
-            scale = X.std(axis=axes, dtype=np.float64, keepdims=True)[0]
+            scale = np.sqrt(total(lambda block: np.square(block - mean)) / n_values)
         # The deviation of a constant column is the rounding of its mean, not exactly zero.
         if not np.isfinite(scale).all():
             raise ValueError(
                 "Expected X whose standard deviation float64 can hold, but it overflows; scale X."
             )
-        varies = X.min(axis=axes, keepdims=True)[0] < X.max(axis=axes, keepdims=True)[0]
+        first = X[rows[0]] if X.ndim == 2 else X[rows[0]][:, :1, :1]
+        varies = total(lambda block: block != first) > 0
         return cls(mean, np.where(varies & (scale > 0), scale, 1.0))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -353,7 +365,7 @@ def initial_network(
     -------
     StageNetwork
     """
-    standardize = Standardize.from_items(X[train])
+    standardize = Standardize.from_items(X, train)
     generator = torch.Generator().manual_seed(seed)
     trunk, width = initial_trunk(X, standardize, network, seed, generator)
     return StageNetwork(standardize, trunk, new_head(width, n_outputs, generator))

@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+from hqsearch.embedding import networks
 from hqsearch.embedding.networks import (
     Dropout,
     Standardize,
@@ -32,7 +33,7 @@ def generator():
 )
 def test_every_trunk_gives_one_row_per_item(network, shape):
     X = np.random.default_rng(0).normal(size=(4, *shape)).astype(np.float32)
-    standardize = Standardize.from_items(X)
+    standardize = Standardize.from_items(X, np.arange(len(X)))
     trunk = build_trunk(network, shape, generator())
     width = n_trunk_outputs(trunk, standardize, torch.from_numpy(X))
     assert trunk(standardize(torch.from_numpy(X))).shape == (4, width)
@@ -78,7 +79,25 @@ def test_a_trunk_that_does_not_fit_is_refused(network, shape, message):
 def test_a_module_with_the_wrong_output_is_refused_by_its_shape(trunk, came):
     X = np.ones((2, 6), dtype=np.float32)
     with pytest.raises(ValueError, match=rf"shape \(2, n_hidden\), got {came}"):
-        n_trunk_outputs(trunk, Standardize.from_items(X), torch.from_numpy(X))
+        n_trunk_outputs(trunk, Standardize.from_items(X, np.arange(len(X))), torch.from_numpy(X))
+
+
+@pytest.mark.parametrize("shape", [(7,), (3, 4, 5)])
+@pytest.mark.parametrize("values_per_block", [1, 200, 10**9])
+def test_statistics_are_of_the_given_rows_however_many_come_at_once(shape, values_per_block, monkeypatch):
+    monkeypatch.setattr(networks, "_VALUES_PER_BLOCK", values_per_block)
+    rng = np.random.default_rng(0)
+    X = rng.normal(3, 2, (60, *shape)).astype(np.float32)
+    rows = rng.permutation(60)[:41]
+    # Constant among the rows alone, but for a last one in the second column.
+    X[rows, 0] = 0.1
+    X[rows[:-1], 1] = 0.1
+    found = Standardize.from_items(X, rows)
+    axes = (0,) if len(shape) == 1 else (0, 2, 3)
+    deviation = X[rows].std(axes, dtype=np.float64)
+    deviation[0] = 1
+    np.testing.assert_allclose(found.mean.numpy().ravel(), X[rows].mean(axes, dtype=np.float64), rtol=1e-12)
+    np.testing.assert_allclose(found.scale.numpy().ravel(), deviation, rtol=1e-12)
 
 
 def test_a_users_module_is_copied():
@@ -92,13 +111,13 @@ def test_a_users_module_is_copied():
 def test_standardizing_copes_with_offsets_constants_and_bytes():
     rng = np.random.default_rng(0)
     X = np.c_[1e9 + rng.normal(size=500), 1e-9 * rng.normal(size=500), np.full(500, 0.1), np.full(500, 1e20)]
-    found = Standardize.from_items(X)(torch.from_numpy(X)).numpy()
+    found = Standardize.from_items(X, np.arange(len(X)))(torch.from_numpy(X)).numpy()
     np.testing.assert_allclose(found[:, :2].mean(0), 0, atol=1e-3)
     np.testing.assert_allclose(found[:, :2].std(0), 1, atol=1e-3)
     np.testing.assert_allclose(found[:, 2], 0, atol=1e-6)
     assert np.isfinite(found).all()
     images = rng.integers(0, 256, (20, 3, 4, 4), dtype=np.uint8)
-    found = Standardize.from_items(images)(torch.from_numpy(images)).numpy()
+    found = Standardize.from_items(images, np.arange(20))(torch.from_numpy(images)).numpy()
     np.testing.assert_allclose(found.mean((0, 2, 3)), 0, atol=1e-5)
     np.testing.assert_allclose(found.std((0, 2, 3)), 1, atol=1e-5)
 
