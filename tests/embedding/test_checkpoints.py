@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from sklearn.datasets import load_digits
 from torch import nn
 
 import hqsearch
-from hqsearch import HierarchicalHashEncoder
+from hqsearch import HierarchicalHashEncoder, fitting
 from hqsearch.embedding import checkpoints
 from hqsearch.embedding.stage import Stage
 from hqsearch.embedding.training import HashStage, MetricStage
@@ -36,7 +37,11 @@ encoder = HierarchicalHashEncoder(
     metric_epochs=10, hash_epochs=10, hash_trunk="new", checkpoint_dir=folder or None, device="cpu",
     random_state=0, verbose=1
 ).fit(X[:600], y[:600])
-np.savez(result, embedding=encoder.embed(X), level_scores=encoder.level_scores(X))
+calibration = [*encoder.score_gap_, *encoder.distance_ratio_, encoder.epsilon_]
+np.savez(
+    result, embedding=encoder.embed(X), level_scores=encoder.level_scores(X), calibration=calibration,
+    class_means=encoder.class_means_
+)
 """
 
 
@@ -82,6 +87,9 @@ def without_seconds(history):
 def assert_same_model(first, second, X):
     np.testing.assert_array_equal(first.embed(X), second.embed(X))
     np.testing.assert_array_equal(first.level_scores(X), second.level_scores(X))
+    # What searches go by.
+    for name in ("score_gap_", "distance_ratio_", "class_means_", "epsilon_"):
+        np.testing.assert_array_equal(getattr(first, name), getattr(second, name), err_msg=name)
     assert without_seconds(first.history_) == without_seconds(second.history_)
 
 
@@ -111,6 +119,12 @@ def fit_in_pieces(encoder, X, y, monkeypatch, epochs_each=2):
                 continue
             return n_kills
     raise AssertionError("no progress")
+
+
+@pytest.fixture
+def digits_of_three_classes():
+    X, y = load_digits(n_class=3, return_X_y=True)
+    return X[:300], y[:300]
 
 
 @pytest.fixture
@@ -158,8 +172,9 @@ def test_a_fit_killed_at_random_moments_of_both_stages_ends_with_the_uninterrupt
     assert process.returncode == 0
     assert set(killed_in) == {"metric", "hash"}
     with np.load(tmp_path / "whole.npz") as expected, np.load(tmp_path / "pieces.npz") as found:
-        for name in ("embedding", "level_scores"):
-            np.testing.assert_array_equal(found[name], expected[name])
+        assert set(expected) == {"embedding", "level_scores", "calibration", "class_means"}
+        for name in expected:
+            np.testing.assert_array_equal(found[name], expected[name], err_msg=name)
 
 
 @pytest.mark.parametrize("patience", [None, 1])
@@ -173,6 +188,25 @@ def test_a_fit_in_pieces_equals_a_whole_one(blobs, tmp_path, monkeypatch, loss, 
     pieces = make(**settings, checkpoint_dir=tmp_path / "new" / "folder")
     assert fit_in_pieces(pieces, X, y, monkeypatch) >= 2
     assert_same_model(make(**settings).fit(X, y), pieces, X)
+
+
+def test_a_kill_after_both_stages_trains_no_further(digits_of_three_classes, tmp_path, monkeypatch):
+    X, y = digits_of_three_classes
+    encoder = make(checkpoint_dir=tmp_path)
+
+    def dying(*_):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fitting, "_calibrate", dying)
+        with pytest.raises(Killed):
+            encoder.fit(X, y)
+    with monkeypatch.context() as patch:
+        patch.setattr(Stage, "_train_step", dying)
+        encoder.fit(X, y)
+    whole = make().fit(X, y)
+    assert whole.class_means_ is not None
+    assert_same_model(whole, encoder, X)
 
 
 def worse_every_time(stage):
