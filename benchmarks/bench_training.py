@@ -28,7 +28,13 @@ from pathlib import Path
 import machine
 import numpy as np
 import torch
-from published_step import naive_distances, naive_semihard, naive_similarities, published_step
+from published_step import (
+    check_same_step,
+    naive_distances,
+    naive_semihard,
+    naive_similarities,
+    published_step,
+)
 
 from hqsearch import HierarchicalHashEncoder
 from hqsearch.assignment import solve_cascades
@@ -109,7 +115,7 @@ def make_stage(trunk_name, sparsity, loss, device, *, kind=TimedHashStage, captu
     shape = INPUT_SHAPES[trunk_name]
     X, y = make_items((4 * BATCH_SIZE, *shape), N_CLASSES, noise=1.0)
     generator = torch.Generator().manual_seed(SEED)
-    standardize = Standardize.from_items(X)
+    standardize = Standardize.from_items(X, np.arange(len(X)))
     trunk = build_trunk(trunk_name, shape, generator)
     width = n_trunk_outputs(trunk, standardize, torch.from_numpy(X[:2]))
     network = StageNetwork(
@@ -190,6 +196,7 @@ def compare_steps(trunk_name, sparsity, loss, device, n_steps):
         make_stage(trunk_name, sparsity, loss, device, kind=HashStage, captured=how)
         for how in (captured, False)
     )
+    check_same_step(plain, draw(plain), PENALTIES)
     seconds = {"ours": [], "plain": []}
     n_before = N_STEPS_BEFORE + 1 if captured else 2
     for step in range(n_steps + n_before):

@@ -9,6 +9,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from hqsearch.assignment import solve_level
+from hqsearch.assignment.solvers import level_energy
 from hqsearch.embedding.losses import npairs_loss
 
 
@@ -87,38 +89,79 @@ def ortools_cascade(class_scores, sparsity, *, sibling_penalty, orthogonality_pe
     return codes
 
 
-def published_step(stage, items, penalties):
-    """One update as published: a forward pass for the codes, another for the loss, whole masks."""
-    device = stage.data.X.device
-    problem, loss_name = stage.problem, stage.settings.loss
-    items = items[0]
-    n_classes, per_class = items.shape
-    x = stage.data.X[items.flatten()]
+def level_scores(stage, items):
+    """Level scores of a batch, (n_classes, items_per_class, n_levels, d), from a forward pass."""
+    problem = stage.problem
+    outputs = stage.network(stage.data.X[items.flatten()])
+    scores = outputs.view(*items.shape, problem.n_levels, problem.branching_factor)
+    return torch.nn.functional.normalize(scores, dim=-1) if stage.settings.loss == "triplet" else scores
 
-    def forward():
-        scores = stage.network(x).view(n_classes, per_class, problem.n_levels, problem.branching_factor)
-        return torch.nn.functional.normalize(scores, dim=-1) if loss_name == "triplet" else scores
 
+def published_codes(stage, items, penalties):
+    """Codes of a batch's classes, (n_classes, n_levels, d), 0 or 1, from a forward pass of their own."""
     with torch.no_grad():
-        class_scores = forward().mean(1).cpu().numpy()
-    codes = torch.from_numpy(ortools_cascade(class_scores, problem.sparsity, **penalties)).to(device)
-    scores = forward()
+        class_scores = level_scores(stage, items).mean(1).cpu().numpy()
+    codes = ortools_cascade(class_scores, stage.problem.sparsity, **penalties)
+    return torch.from_numpy(codes).to(stage.data.X.device)
+
+
+def published_loss(stage, items, codes):
+    """Masked loss of a batch, summed over levels, by whole masks."""
+    per_class, settings = items.shape[1], stage.settings
+    scores = level_scores(stage, items)
     total = 0.0
-    for level in range(problem.n_levels):
-        member, level_scores = codes[:, level], scores[:, :, level]
+    for level in range(stage.problem.n_levels):
+        member, of_level = codes[:, level], scores[:, :, level]
         same = (member[:, None] == member[None]).all(-1)
-        if loss_name == "npairs":
+        if settings.loss == "npairs":
             half = per_class // 2
-            anchors, positives = level_scores[:, :half].flatten(0, 1), level_scores[:, half:].flatten(0, 1)
+            anchors, positives = of_level[:, :half].flatten(0, 1), of_level[:, half:].flatten(0, 1)
             mask = member.repeat_interleave(half, 0)
             same = same.repeat_interleave(half, 0).repeat_interleave(half, 1)
             similarities = naive_similarities(anchors, positives, mask)
-            total = total + npairs_loss(similarities, same, anchors, positives, stage.settings.regularization)
+            total = total + npairs_loss(similarities, same, anchors, positives, settings.regularization)
         else:
             mask = member.repeat_interleave(per_class, 0)
             same = same.repeat_interleave(per_class, 0).repeat_interleave(per_class, 1)
-            distances = naive_distances(level_scores.flatten(0, 1), mask)
-            total = total + naive_semihard(distances, same, stage.settings.margin)
+            total = total + naive_semihard(
+                naive_distances(of_level.flatten(0, 1), mask), same, settings.margin
+            )
+    return total
+
+
+def published_step(stage, items, penalties):
+    """One update as published: a forward pass for the codes, another for the loss, whole masks."""
+    items = items[0]
+    loss = published_loss(stage, items, published_codes(stage, items, penalties))
     stage._optimizer.zero_grad(set_to_none=True)
-    total.backward()
+    loss.backward()
     stage._optimizer.step()
+
+
+@torch.no_grad()
+def check_same_step(stage, items, penalties):
+    """Refuse to time steps that differ from ours: at each level codes as good, and for them an equal loss."""
+    # Without dropout, which draws anew in each pass, and with scores that make a difference to the loss.
+    stage.network.eval()
+    head = stage.network.head
+    weight = head.weight.clone()
+    head.weight *= 100
+    codes = published_codes(stage, items[0], penalties)
+    scores = level_scores(stage, items[0])[None]
+    class_scores, chosen = scores[0].mean(1).double().cpu().numpy(), codes.cpu().numpy() > 0
+    # The first level has no siblings.
+    paths = np.arange(len(chosen))
+    for level in range(stage.problem.n_levels):
+        u, z = class_scores[:, level], chosen[:, level]
+        best = solve_level(u, paths, sparsity=z[0].sum(), return_energy=True, **penalties)[1]
+        energy = level_energy(u, z, np.unique(paths, return_inverse=True)[1], **penalties)
+        # OR-Tools' costs are integers, millionths here.
+        if abs(energy - best) > 1e-5 * len(z):
+            raise RuntimeError(f"Expected codes of the energy {best} in the published step, got {energy}.")
+        parents = paths if level else np.zeros_like(paths)
+        paths = parents * stage.problem.branching_factor + z.argmax(1)
+    losses = stage._masked_loss(scores, codes[None] > 0).item(), published_loss(stage, items[0], codes).item()
+    if not np.isclose(*losses, rtol=1e-4):
+        raise RuntimeError(f"Expected the published step's loss to be ours, {losses[0]}, got {losses[1]}.")
+    head.weight.copy_(weight)
+    stage.network.train()
