@@ -23,6 +23,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import compare
 import machine
 import numpy as np
 import paper_data
@@ -32,9 +33,10 @@ import paper_systems
 import torch
 from joblib import Parallel, delayed
 from paper_presets import PRESETS, value_of
+from sklearn.frozen import FrozenEstimator
 
 import hqsearch
-from hqsearch import HierarchicalHashEncoder
+from hqsearch import HierarchicalHashEncoder, HierarchicalHashIndex
 from hqsearch.embedding import (
     items_per_step,
     resolve_device,
@@ -233,6 +235,13 @@ def measure_group(key, systems):
     return key, records, time.perf_counter() - started
 
 
+def load(arguments):
+    """Read (X_train, X_test, y_train, y_test), as many training items as are asked for."""
+    X_train, X_test, y_train, y_test = paper_data.load(arguments.dataset, arguments.data_home)
+    X_train, y_train = paper_data.limited(X_train, y_train, arguments.limit)
+    return X_train, X_test, y_train, y_test
+
+
 def run(arguments):
     """Train and search what is not done yet, then write the results."""
     parameters, by_sparsity, control = encoder_parameters(arguments)
@@ -245,9 +254,7 @@ def run(arguments):
         "sparsities": arguments.sparsities, "limit": arguments.limit,
         "validation_only": arguments.validation_only,
     }  # fmt: skip
-    X_train, X_test, y_train, y_test = paper_data.load(arguments.dataset, arguments.data_home)
-    data = (*paper_data.limited(X_train, y_train, arguments.limit), X_test, y_test)
-    data = (data[0], data[2], data[1], data[3])
+    data = load(arguments)
     # Another file, or another way to read it, is another experiment.
     settings["data"] = digest(map(np.ascontiguousarray, data))
     tasks = {
@@ -255,7 +262,7 @@ def run(arguments):
         for p in arguments.protocols
     }
     epochs = {name: epochs_of(settings["encoder"], task.y) for name, task in tasks.items()}
-    settings["auto"] = what_auto_is(settings["encoder"], X_train.shape[1:])
+    settings["auto"] = what_auto_is(settings["encoder"], data[0].shape[1:])
     kept = Records(arguments.work, settings)
     # Of the protocols that this run is for.
     settings["auto"]["epochs"] = epochs
@@ -316,6 +323,30 @@ def is_whole(arguments):
     return whole and not any(getattr(arguments, name) for name in changed)
 
 
+def check_index(arguments, folder):
+    """Refuse records of ours that `HierarchicalHashIndex` does not find with its defaults.
+
+    In test->train: without queries an index takes its items' own level scores as those of their leaves, while
+    here every query runs through the network.
+    """
+    result = json.loads(next(folder.glob("paper-*.json")).read_text())
+    for protocol in arguments.protocols:
+        task = paper_data.make_task(load(arguments), protocol)
+        kept = next(folder.glob(f"*/encoders-*/{protocol}-0/hqsearch, 1"))
+        index = HierarchicalHashIndex(FrozenEstimator(HierarchicalHashEncoder.load(kept)))
+        place = task.gallery_X, task.gallery_y, task.query_X, task.query_y
+        *_, p1, p16, suf = compare.measure(index.fit(task.gallery_X), *place)
+        sought = protocol, "test->train", "hqsearch", 1
+        (ours,) = (
+            record
+            for record in result["records"]
+            if tuple(record[name] for name in ("protocol", "direction", "system", "s")) == sought
+        )
+        found = [p1 / 100, p16 / 100, suf]
+        if not np.allclose(found, [ours[name] for name in ("P@1", "P@16", "SUF@1")]):
+            raise SystemExit(f"Expected of an index what is recorded, {ours}, got {found}.")
+
+
 def main():
     """Run from the command line."""
     arguments = parse_arguments()
@@ -342,6 +373,7 @@ def main():
         started = time.perf_counter()
         run(arguments)
         print(f"resumed in {time.perf_counter() - started:.1f} s")
+        check_index(arguments, Path(folder))
         print(next(Path(folder).glob("*.md")).read_text())
 
 
