@@ -31,13 +31,6 @@ BY_SPARSITY_NPAIRS = {
 }
 BY_SPARSITY_TRIPLET = {s: {"hash_margin": 0.3 if s == 2 else 0.5} for s in (1, 2, 3, 4)}
 
-# Epochs, nothing else.
-EPOCHS = {
-    "thirty-epochs": {"metric_epochs": 30, "hash_epochs": 30},
-    "six-epochs": {"metric_epochs": 6, "hash_epochs": 6},
-    "three-epochs": {"metric_epochs": 3, "hash_epochs": 3},
-}
-
 # name -> (parameters, parameters by sparsity)
 PRESETS = {
     "default": ({}, {}),
@@ -45,7 +38,8 @@ PRESETS = {
     "cvpr19-cifar100-triplet": ({**TRIPLET, "n_levels": 2, "branching_factor": 64}, BY_SPARSITY_TRIPLET),
     "icml18-cifar100-npairs": ({**NPAIRS, "n_levels": 1, "branching_factor": 64}, {}),
     "icml18-imagenet32-npairs": ({**NPAIRS, "n_levels": 1, "branching_factor": 512}, {}),
-    **{name: (parameters, {}) for name, parameters in EPOCHS.items()},
+    # Epochs, nothing else.
+    "thirty-epochs": ({"metric_epochs": 30, "hash_epochs": 30}, {}),
 }
 
 

@@ -13,6 +13,12 @@ import matplotlib.pyplot as plt
 from paper_goals import DIRECTIONS, KS, collect, curves, mean, verdicts
 from search_report import table
 
+LEGEND = (
+    '*hqsearch* is the index with its defaults, *listed by codes* with `listing="codes"`, and *own leaves*, '
+    'the codes\' leaves, with `probing="best_first"`; other systems likewise. *one level*: learned codes of '
+    "one level; *Th*: thresholds; *VQ*: k-means cells; *LSH*: random hyperplanes; *softmax*: the control."
+)
+
 
 def spread(records, name):
     """Farthest seed from the mean."""
@@ -95,6 +101,8 @@ def write(result, stem):
         + f"Automatic: {json.dumps(s.get('auto'))}.",
         f"Machine: {json.dumps(result['machine'])}; versions: {json.dumps(result['versions'])}."
         + (" Systems were measured side by side: their times say little." if beside else ""),
+        "",
+        LEGEND,
         "",
         "## Reached or not",
     ]

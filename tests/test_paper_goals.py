@@ -227,11 +227,11 @@ def test_the_summary_counts_goals_and_names_the_worst():
     of_letters = result(*ours, *exhaustive, dataset="letters", loss="npairs")
     # Under it on the mean, but no farther than one seed is away from that.
     near = over_seeds("hqsearch", [0.91, 0.88], 12.0)
-    of_preset = result(*near, *exhaustive, dataset="glyph100", preset="three-epochs")
+    of_preset = result(*near, *exhaustive, dataset="glyph100", preset="thirty-epochs")
     of_choices = result(*ours, *exhaustive, validation_only=True)
     header, letters, glyphs = summary_tables(of_preset, of_letters, of_choices)[0]
     # Defaults come first.
-    assert (letters[0], glyphs[0]) == ("letters, npairs", "glyph100, proxy, three-epochs")
+    assert (letters[0], glyphs[0]) == ("letters, npairs", "glyph100, proxy, thirty-epochs")
     cells = dict(zip(header, letters, strict=True))
     assert cells["(i) closed"] == "0 of 1, 0 at or above (-2.0)"
     assert dict(zip(header, glyphs, strict=True))["(i) closed"] == "1 of 1, 0 at or above (-0.5)"
@@ -260,7 +260,7 @@ def test_the_tables_show_precisions_and_differences():
     control = over_seeds("softmax", [0.80, 0.80], 20.0, n_leaves=30)
     control += over_seeds("softmax, own leaves", [0.9, 0.9], 10.0, n_leaves=30)
     cells = [*over_seeds("VQ, 64 cells", [0.93, 0.93], 10.0), *over_seeds("VQ, 8 cells", [0.99, 0.99], 4.0)]
-    of_preset = result(*exhaustive, *ours, preset="three-epochs")
+    of_preset = result(*exhaustive, *ours, preset="thirty-epochs")
     _, shown, sparsities, baselines, *unseen_ones = summary_tables(
         of_preset, result(*exhaustive, *ours, *control, *cells)
     )
