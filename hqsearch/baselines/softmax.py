@@ -228,6 +228,8 @@ class SoftmaxHashEncoder(BaselineHashEncoder):
             precision=resolve_precision(self.precision, self.network, self._input_shape, device),
             captured=resolve_captured(self.network, device),
         )
+        # One of an older folder is not.
+        self._unit_length = True
         self._model = ClassifierModel(device=self.device)
         self.history_ = self._model.fit(
             X,
@@ -240,6 +242,9 @@ class SoftmaxHashEncoder(BaselineHashEncoder):
             memory=check_memory(self.memory),
             verbose=self.verbose,
         )
+
+    def _describe_by_classifier(self, X: Any) -> tuple[np.ndarray, np.ndarray]:
+        return self._model.describe(validate_items(self, X), unit_length=self._unit_length)
 
     def embed(self, X: Any) -> np.ndarray:
         """Embedding by which candidates are ranked: the encoder's, or the hidden layer at unit length.
@@ -256,7 +261,7 @@ class SoftmaxHashEncoder(BaselineHashEncoder):
         """
         check_is_fitted(self)
         if self.encoder_ is None:
-            return self._model.describe(validate_items(self, X))[0]
+            return self._describe_by_classifier(X)[0]
         return self._embed_by_encoder(X)
 
     def level_scores(self, X: Any) -> np.ndarray:
@@ -294,7 +299,7 @@ class SoftmaxHashEncoder(BaselineHashEncoder):
         """
         check_is_fitted(self)
         if self.encoder_ is None:
-            embedding, log_probabilities = self._model.describe(validate_items(self, X))
+            embedding, log_probabilities = self._describe_by_classifier(X)
             level_scores = log_probabilities[:, None, :]
         else:
             embedding, level_scores = self.embed(X), self.level_scores(X)

@@ -116,15 +116,15 @@ class ClassifierModel:
         assert self.classifier_network is not None
         return infer(self.classifier_network, X).log_softmax(1).cpu().numpy()
 
-    def describe(self, X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Hidden layer at unit length, float32 of shape (n_samples, n_hidden), and `log_probabilities`."""
+    def describe(self, X: np.ndarray, *, unit_length: bool = True) -> tuple[np.ndarray, np.ndarray]:
+        """Hidden layer, float32 of shape (n_samples, n_hidden), and `log_probabilities`, from one pass."""
         network = self.classifier_network
         assert network is not None
-        # One pass for both.
         both = infer(_HiddenAndLogits(network.standardize, network.trunk, network.head), X)
-        n_hidden = network.head.in_features
-        hidden = nn.functional.normalize(both[:, :n_hidden])
-        return hidden.cpu().numpy(), both[:, n_hidden:].log_softmax(1).cpu().numpy()
+        hidden, logits = both.tensor_split([network.head.in_features], dim=1)
+        if unit_length:
+            hidden = nn.functional.normalize(hidden)
+        return hidden.cpu().numpy(), logits.log_softmax(1).cpu().numpy()
 
     def __getstate__(self) -> dict[str, Any]:
         # Pickled on the CPU, so that a model trained on a GPU opens anywhere.

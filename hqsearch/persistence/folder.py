@@ -29,7 +29,8 @@ FORMAT = "hqsearch"
 # 4: its hash stage can start with a new trunk.
 # 5: an index can have a gallery, which its encoder's embedding depends on.
 # 6: galleries have an epsilon, and encoders compare score gaps to know them.
-FORMAT_VERSION = 6
+# 7: a softmax control's hidden layer is at unit length.
+FORMAT_VERSION = 7
 
 _DATA = re.compile(r"data-[0-9a-f]{16}")
 

@@ -10,6 +10,7 @@ from sklearn.exceptions import NotFittedError
 from sklearn.frozen import FrozenEstimator
 
 from hqsearch import HierarchicalHashEncoder, HierarchicalHashIndex
+from hqsearch.baselines import SoftmaxHashEncoder
 from hqsearch.persistence import folder as folders
 from hqsearch.search import table_arrays, table_from_arrays
 
@@ -76,9 +77,26 @@ def rewrite_manifest(path, change):
 
 def test_a_newer_format_is_refused(plain, tmp_path):
     plain.save(tmp_path)
-    rewrite_manifest(tmp_path, lambda manifest: manifest.update(format_version=7))
-    with pytest.raises(ValueError, match=r"manifest.json has format version 7, .*reads at most 6: install"):
+    rewrite_manifest(tmp_path, lambda manifest: manifest.update(format_version=8))
+    with pytest.raises(ValueError, match=r"manifest.json has format version 8, .*reads at most 7: install"):
         HierarchicalHashIndex.load(tmp_path, encoder=PlainEncoder)
+
+
+def test_a_control_of_an_older_format_keeps_its_hidden_layer_as_it_is(digits, tmp_path):
+    X, y, X_query, _ = digits
+    control = SoftmaxHashEncoder(epochs=1, random_state=0).fit(X, y)
+    control.save(tmp_path)
+    np.testing.assert_array_equal(SoftmaxHashEncoder.load(tmp_path).embed(X_query), control.embed(X_query))
+
+    def as_before(manifest):
+        manifest["format_version"] = 6
+        del manifest["state"]["_unit_length"]
+
+    rewrite_manifest(tmp_path, as_before)
+    hidden = SoftmaxHashEncoder.load(tmp_path).embed(X_query)
+    lengths = np.linalg.norm(hidden, axis=1, keepdims=True)
+    assert lengths.std() > 0.1
+    np.testing.assert_allclose(hidden / lengths, control.embed(X_query), atol=1e-6)
 
 
 def test_a_gallery_of_an_older_format_opens_the_leaves_that_it_did(digits, tmp_path):
