@@ -24,6 +24,7 @@ EXTRAS = {
         "faiss-cpu>=1.8",
         "hypothesis>=6.100",
         "mypy>=1.10",
+        "ortools>=9.10",
         "pandas>=2.0",
         "pytest>=8.2",
         "pytest-xdist>=3.6",

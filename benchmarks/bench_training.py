@@ -196,6 +196,8 @@ def compare_steps(trunk_name, sparsity, loss, device, n_steps):
         make_stage(trunk_name, sparsity, loss, device, kind=HashStage, captured=how)
         for how in (captured, False)
     )
+    # Both draw, so that they go on with the same items.
+    draw(ours)
     check_same_step(plain, draw(plain), PENALTIES)
     seconds = {"ours": [], "plain": []}
     n_before = N_STEPS_BEFORE + 1 if captured else 2

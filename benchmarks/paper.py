@@ -176,6 +176,11 @@ def digest(buffers):
     return found.hexdigest()[:16]
 
 
+def buffers_of(array):
+    """Bytes that tell an array apart from any other: of another shape or dtype it is another one."""
+    return f"{array.dtype.str} {array.shape}".encode(), np.ascontiguousarray(array)
+
+
 class Records:
     """Finished groups of records, a JSON line each, in the folder that a later run goes on from."""
 
@@ -201,7 +206,7 @@ class Records:
         self.places[key] = group["place"]
 
     def add(self, key, records, place):
-        """Keep a group, and where it was measured: machine, device, and how many systems at once."""
+        """Keep a group, and where it was measured: machine, device, versions, how many systems at once."""
         group = {"key": key, "records": records, "place": place}
         self._keep(group)
         with self.path.open("a") as file:
@@ -256,7 +261,7 @@ def run(arguments):
     }  # fmt: skip
     data = load(arguments)
     # Another file, or another way to read it, is another experiment.
-    settings["data"] = digest(map(np.ascontiguousarray, data))
+    settings["data"] = digest(buffer for part in data for buffer in buffers_of(part))
     tasks = {
         p: paper_data.make_task(data, p, validation_only=arguments.validation_only)
         for p in arguments.protocols
@@ -289,19 +294,24 @@ def run(arguments):
         Parallel(arguments.n_jobs)(delayed(train_first)(*first) for first in firsts)
         # Those that take longest.
         missing.sort(key=lambda key: FIRST_GROUPS.index(key[2]) if key[2] in FIRST_GROUPS else 2)
-    place = {**machine.describe(), "device": device_name(arguments.device), "n_jobs": arguments.n_jobs}
+    place = {
+        **machine.describe(), "device": device_name(arguments.device), "n_jobs": arguments.n_jobs,
+        **{name: importlib.metadata.version(name) for name in PACKAGES},
+    }  # fmt: skip
     jobs = (delayed(measure_group)(key, systems[key[:2]]) for key in missing)
     for key, records, seconds in Parallel(arguments.n_jobs, return_as="generator_unordered")(jobs):
         kept.add(key, records, place)
         print(f"{key[0]}, seed {key[1]}, {key[2]}: {seconds:.0f} s", flush=True)
+    measured = kept.places_of(keys)
+    versions = {name: measured.pop(name) for name in PACKAGES}
     result = {
         "settings": settings,
         "seeds": arguments.seeds,
         "n_items": {name: [len(t.y), len(t.gallery_y), len(t.query_y)] for name, t in tasks.items()},
         "n_classes": n_classes,
         "without": arguments.without,
-        "machine": kept.places_of(keys),
-        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "machine": measured,
+        "versions": versions,
         "records": [record for key in keys for record in kept.groups[key]],
     }
     stem = f"paper-{arguments.dataset}-{arguments.loss}"
@@ -331,7 +341,7 @@ def check_index(arguments, folder):
     """
     result = json.loads(next(folder.glob("paper-*.json")).read_text())
     for protocol in arguments.protocols:
-        task = paper_data.make_task(load(arguments), protocol)
+        task = paper_data.make_task(load(arguments), protocol, validation_only=arguments.validation_only)
         kept = next(folder.glob(f"*/encoders-*/{protocol}-0/hqsearch, 1"))
         index = HierarchicalHashIndex(FrozenEstimator(HierarchicalHashEncoder.load(kept)))
         place = task.gallery_X, task.gallery_y, task.query_X, task.query_y

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 
 import faiss
-import hnswlib
 import numpy as np
 from paper_goals import KS
 
@@ -77,6 +76,9 @@ def _hnsw_curve(gallery, queries, own, y, base_y, encode_us):
     hnswlib, which is timed, does not count its distances; faiss does, whose graph has the same parameters.
     Speed-up and precision are of that one graph, hnswlib's precision stands beside them.
     """
+    # Not for the other peers.
+    import hnswlib
+
     n_links, ef_construction = 16, 200
     graph = hnswlib.Index("l2", gallery.shape[1])
     graph.init_index(len(gallery), M=n_links, ef_construction=ef_construction, random_seed=0)
@@ -117,7 +119,7 @@ def search_as_many_lists(vectors, n_leaves, places):
 
 
 def search_peers(system, vectors, encode_us, places, *, n_lists=None):
-    """Exhaustive search of an embedding, and with `n_lists` IVF-Flat over nprobe and hnswlib over ef."""
+    """Exhaustive search of an embedding, and with `n_lists` IVF-Flat over nprobe and HNSW over ef."""
     for direction, base in places.directions.items():
         gallery, queries = (np.ascontiguousarray(vectors[name], np.float32) for name in (base, "query"))
         y, base_y = places.labels["query"], places.labels[base]

@@ -76,10 +76,13 @@ def curve_table(found, protocol, direction):
         )
     if not rows:
         return []
+    hnsw = next((r[0]["curve"][0] for key, r in found.items() if key[2] == "HNSW"), {})
+    # Of older records precision is that of another graph than the distances.
+    graph = "faiss" if "hnswlib P@1" in hnsw else "hnswlib, its distances counted by faiss"
     return [
         "",
         "SUF: precision@1 / @16 for 1, 2, 4, ... probed leaves or lists, from epsilon = 0 and from ef = 1 up "
-        "(HNSW: distances counted by faiss):",
+        f"(HNSW: {graph}):",
         *table(("system", "curve"), rows),
     ]
 

@@ -147,7 +147,7 @@ def check_same_step(stage, items, penalties):
     weight = head.weight.clone()
     head.weight *= 100
     codes = published_codes(stage, items[0], penalties)
-    scores = level_scores(stage, items[0])[None]
+    scores = stage._split(stage.network(stage.data.X[items.flatten()]).float().unflatten(0, items.shape))
     class_scores, chosen = scores[0].mean(1).double().cpu().numpy(), codes.cpu().numpy() > 0
     # The first level has no siblings.
     paths = np.arange(len(chosen))
@@ -155,7 +155,7 @@ def check_same_step(stage, items, penalties):
         u, z = class_scores[:, level], chosen[:, level]
         best = solve_level(u, paths, sparsity=z[0].sum(), return_energy=True, **penalties)[1]
         energy = level_energy(u, z, np.unique(paths, return_inverse=True)[1], **penalties)
-        # OR-Tools' costs are integers, millionths here.
+        # OR-Tools' costs are integers, millionths here; so its codes may be others that are as good.
         if abs(energy - best) > 1e-5 * len(z):
             raise RuntimeError(f"Expected codes of the energy {best} in the published step, got {energy}.")
         parents = paths if level else np.zeros_like(paths)

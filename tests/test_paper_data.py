@@ -75,17 +75,35 @@ def test_a_preset_is_what_its_name_says_and_an_encoder_takes_it(name):
         encoder._validate_params()
     if name.startswith(("cvpr19", "icml18")):
         assert parameters["loss"] == name.rpartition("-")[2]
-        assert parameters["n_levels"] == (2 if name.startswith("cvpr19") else 1)
         assert parameters["network"] == "nin"
+        assert parameters["sibling_penalty"] == 100
+
+
+@pytest.mark.parametrize(
+    ("name", "n_levels", "branching_factor"),
+    [
+        ("cvpr19-cifar100-npairs", 2, 32),
+        ("cvpr19-cifar100-triplet", 2, 64),
+        ("icml18-cifar100-npairs", 1, 64),
+        ("icml18-imagenet32-npairs", 1, 512),
+    ],
+)
+def test_presets_have_the_published_trees(name, n_levels, branching_factor):
+    parameters, _ = PRESETS[name]
+    assert (parameters["n_levels"], parameters["branching_factor"]) == (n_levels, branching_factor)
 
 
 @pytest.mark.parametrize(
     ("loss", "sparsity", "published"),
     [
         ("npairs", 1, {"hash_regularization": 0.03, "orthogonality_penalty": 0.07}),
+        ("npairs", 2, {"hash_regularization": 0.01, "orthogonality_penalty": 0.1}),
+        ("npairs", 3, {"hash_regularization": 0.003, "orthogonality_penalty": 0.1}),
         ("npairs", 4, {"hash_regularization": 0.001, "orthogonality_penalty": 0.1}),
         ("triplet", 1, {"hash_margin": 0.5, "orthogonality_penalty": 1.0}),
         ("triplet", 2, {"hash_margin": 0.3, "orthogonality_penalty": 1.0}),
+        ("triplet", 3, {"hash_margin": 0.5, "orthogonality_penalty": 1.0}),
+        ("triplet", 4, {"hash_margin": 0.5, "orthogonality_penalty": 1.0}),
     ],
 )
 def test_presets_set_for_each_sparsity_what_was_published(loss, sparsity, published):

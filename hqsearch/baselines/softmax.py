@@ -115,6 +115,9 @@ class SoftmaxHashEncoder(BaselineHashEncoder):
         "verbose": ["verbose"],
     }
 
+    # Of those that were saved before format version 7 or pickled.
+    _unit_length = False
+
     def __init__(
         self,
         encoder: Any = None,
@@ -228,7 +231,6 @@ class SoftmaxHashEncoder(BaselineHashEncoder):
             precision=resolve_precision(self.precision, self.network, self._input_shape, device),
             captured=resolve_captured(self.network, device),
         )
-        # One of an older folder is not.
         self._unit_length = True
         self._model = ClassifierModel(device=self.device)
         self.history_ = self._model.fit(

@@ -27,7 +27,7 @@ from hqsearch.embedding.randomness import get_random_states, set_random_states
 
 STAGES = ("metric", "hash")
 FORMAT = "hqsearch checkpoint"
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 # Most of the time that writing may take, as a share of all: where epochs are short, not each is written.
 SHARE_OF_TIME = 0.02
 

@@ -117,7 +117,20 @@ class ClassifierModel:
         return infer(self.classifier_network, X).log_softmax(1).cpu().numpy()
 
     def describe(self, X: np.ndarray, *, unit_length: bool = True) -> tuple[np.ndarray, np.ndarray]:
-        """Hidden layer, float32 of shape (n_samples, n_hidden), and `log_probabilities`, from one pass."""
+        """Hidden layer and `log_probabilities` from one pass.
+
+        Parameters
+        ----------
+        X : ndarray of shape (n_samples, *input_shape)
+            Items.
+        unit_length : bool, default=True
+            Whether each item's hidden layer is scaled to unit length.
+
+        Returns
+        -------
+        hidden : ndarray of shape (n_samples, n_hidden), dtype float32
+        log_probabilities : ndarray of shape (n_samples, n_classes), dtype float32
+        """
         network = self.classifier_network
         assert network is not None
         both = infer(_HiddenAndLogits(network.standardize, network.trunk, network.head), X)

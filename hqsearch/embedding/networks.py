@@ -61,6 +61,7 @@ class Standardize(nn.Module):
             raise ValueError(
                 "Expected X whose standard deviation float64 can hold, but it overflows; scale X."
             )
+        # Which features have more than one value.
         first = X[rows[0]] if X.ndim == 2 else X[rows[0]][:, :1, :1]
         varies = total(lambda block: block != first) > 0
         return cls(mean, np.where(varies & (scale > 0), scale, 1.0))

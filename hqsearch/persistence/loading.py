@@ -85,7 +85,6 @@ _ATTRIBUTES_BEFORE: dict[str, dict[str, Any]] = {
         "epsilon_": 0.0,
     },
     "HierarchicalHashIndex": {"gallery_": None},
-    "SoftmaxHashEncoder": {"_unit_length": False},
 }
 # Of format 5, which are of no use any more.
 _ATTRIBUTES_GONE = ("confidence_",)

@@ -358,7 +358,7 @@ def spoil_foreign_weights(content):
 
 
 def spoil_newer(content):
-    return content.replace(b'"format_version":"3"', b'"format_version":"4"')
+    return content.replace(b'"format_version":"4"', b'"format_version":"5"')
 
 
 @pytest.mark.parametrize("stage", ["metric", "hash"])
