@@ -371,7 +371,7 @@ def spoil_newer(content):
         (spoil_last_byte, "is damaged: its checksum differs"),
         (spoil_recorded_loss, "is damaged: its checksum differs"),
         (spoil_foreign_weights, "is foreign: it is not a checkpoint"),
-        (spoil_newer, "has format version 4"),
+        (spoil_newer, "has format version 5"),
     ],
 )
 def test_a_spoiled_file_is_refused_by_name_before_anything_is_trained(
