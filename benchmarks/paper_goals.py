@@ -13,6 +13,8 @@ import numpy as np
 
 KS = (1, 4, 16)
 DIRECTIONS = ("test->train", "test->test")
+# The three ways to search an index: what is added to a system's name, and their name.
+WAYS = {"": "index", ", listed by codes": "listed by codes", ", own leaves": "the codes' leaves"}
 # What is added to the name of a system for its curve over epsilon.
 OVER_EPSILON = ", over epsilon"
 # The speed-up from which on curves are compared.
@@ -159,7 +161,7 @@ def closed_set(found):
         def ahead_of(records, ours=ours):
             return [mean(ours, f"P@{k}") - mean(records, f"P@{k}") for k in KS]
 
-        for name in ("softmax", "softmax, listed by codes", "softmax, own leaves"):
+        for name in (f"softmax{way}" for way in WAYS):
             # Some runs are without it.
             if (name, 1) not in group:
                 continue
@@ -202,7 +204,7 @@ def closed_set(found):
 
 def way_of(system):
     """End of a system's name that says how it is searched; none is as an index does by default."""
-    return next((way for way in (", listed by codes", ", own leaves") if system.endswith(way)), "")
+    return next((way for way in WAYS if way and system.endswith(way)), "")
 
 
 def over_of(system):

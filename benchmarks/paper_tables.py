@@ -14,6 +14,7 @@ from paper_goals import (
     DIRECTIONS,
     KS,
     OVER_EPSILON,
+    WAYS,
     collect,
     mean,
 )
@@ -21,8 +22,6 @@ from paper_report import cell
 from search_report import table
 
 EXHAUSTIVE, TRAINED_ALONE = "exhaustive", "exhaustive, trained embedding alone"
-# The three ways to search an index: what is added to a system's name, and their name.
-WAYS = {"": "index", ", listed by codes": "listed by codes", ", own leaves": "the codes' leaves"}
 # Flat baselines by the beginning of their names.
 FLAT = {"one level": "codes of one level", "VQ": "k-means cells", "Th": "thresholds", "LSH": "hyperplanes"}
 
