@@ -22,12 +22,13 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from hqsearch.durable_files import replace_file
+from hqsearch.embedding.network_keys import behaviour
 from hqsearch.embedding.networks import initial_network
 from hqsearch.embedding.randomness import get_random_states, set_random_states
 
 STAGES = ("metric", "hash")
 FORMAT = "hqsearch checkpoint"
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 # Most of the time that writing may take, as a share of all: where epochs are short, not each is written.
 SHARE_OF_TIME = 0.02
 
@@ -197,7 +198,11 @@ def open_checkpoints(
         "X": _digest([X]),
         "y": _digest([y]),
         "random_state": list(seeds),
-        "network": [repr(trunk), _digest(v.numpy() for v in network_tensors(trunk).values())],
+        "network": [
+            repr(trunk),
+            _digest(v.numpy() for v in network_tensors(trunk).values()),
+            behaviour(trunk),
+        ],
         "device": device.type,
     }
     # As it will come back: JSON knows no tuples, and no numpy numbers.

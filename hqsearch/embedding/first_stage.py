@@ -12,6 +12,7 @@ from torch import nn
 
 from hqsearch.embedding.checkpoints import Checkpoint
 from hqsearch.embedding.inference import as_tensor
+from hqsearch.embedding.network_keys import network_key
 from hqsearch.embedding.networks import StageNetwork, initial_network
 from hqsearch.embedding.randomness import randomness_of
 from hqsearch.embedding.stage import Stage, StageSettings, TrainingData
@@ -141,23 +142,3 @@ def train_first_stage(
     if run.interrupted:
         raise StageInterrupted(weights, history)
     return weights, history
-
-
-def network_key(network: str | nn.Module | Callable) -> Any:
-    """Values that are equal for equal networks, or None where there are none.
-
-    A module is its build and its weights: a copy of it pickles to other bytes. A function is its name and
-    code, if it can be found by that name.
-    """
-    if isinstance(network, str):
-        return network
-    if isinstance(network, nn.Module):
-        if any(nn.parameter.is_lazy(p) for p in network.parameters()):
-            return None
-        weights = {name: value.detach().cpu().numpy() for name, value in network.state_dict().items()}
-        return type(network).__module__, repr(network), weights
-    name = getattr(network, "__qualname__", "<unknown>")
-    code = getattr(network, "__code__", None)
-    if "<" in name:
-        return None
-    return network.__module__, name, None if code is None else (code.co_code, repr(code.co_consts))

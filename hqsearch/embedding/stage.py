@@ -203,7 +203,7 @@ class Stage(ABC):
                 module.generator = generator
 
     def _fit_loop(self) -> None:
-        # Validating costs a forward pass over many items, so long runs do it ten times, not every epoch.
+        # Validating costs a forward pass over many items, so long runs do it ten to twenty times.
         every = max(1, self.settings.epochs // 10)
         for epoch in range(len(self.history) + 1, self.settings.epochs + 1):
             started = time.perf_counter()
@@ -231,11 +231,9 @@ class Stage(ABC):
 
         Of epochs within a standard error of the best the last one has trained longest, at the lowest rate.
         """
+        self._validations_without_gain = 0 if criterion > self._best else self._validations_without_gain + 1
         if criterion >= self._best:
             self._best, self._best_error = criterion, error
-            self._validations_without_gain = 0
-        else:
-            self._validations_without_gain += 1
         if criterion >= self._best - self._best_error:
             self._kept_state = copy.deepcopy(self.network.state_dict())
 
