@@ -248,7 +248,7 @@ class DescriptionMixin:
         )
         embedding, level_scores, codes = self.describe(X)
         table = LeafTable.build(
-            embedding, codes, branching_factor=self.branching_factor, n_levels=self.n_levels
+            embedding, codes, branching_factor=self._model.branching_factor, n_levels=self._model.n_levels
         )
         found = table.search(embedding, level_scores, codes, 1, exclude=np.arange(len(y)), n_jobs=self.n_jobs)
         return float(np.mean(y[found.positions[:, 0]] == y))

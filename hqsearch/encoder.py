@@ -83,10 +83,11 @@ class HierarchicalHashEncoder(
         `loss="proxy"`, unless the trunk is shared, an epoch has fewer than 40 steps or `hash_epochs` are
         fewer than "auto" gives a new trunk; else, and with `hash_epochs=0`, it is "metric".
     metric_epochs, hash_epochs : int or "auto", default="auto"
-        Most epochs of each stage. An epoch draws about as many items as there are. "auto" is 10 and 20, more
-        where an epoch has fewer than 40 steps and fewer where it has more than 120, but at most 30, and at
-        least 6 and 8; a hash stage with a new trunk has those of both. A longer metric stage makes neighbours
-        of classes that `fit` has seen hardly more precise, and those of other classes much less.
+        Most epochs of each stage. An epoch draws about as many items as there are, at least those of a step.
+        "auto" is 10 and 20, more where an epoch has fewer than 40 steps and fewer where it has more than 120,
+        but at most 30, and at least 6 and 8; a hash stage with a new trunk has those of both. A longer metric
+        stage makes neighbours of classes that `fit` has seen hardly more precise, and those of other classes
+        much less.
     learning_rate : float or "auto", default="auto"
         Peak rate of the metric stage's linear layer. "auto" is 3e-3 with "mlp" and "conv"; 1e-3 with "nin",
         which has no normalisation, and with a network of your own, which may be trained already.
@@ -116,8 +117,8 @@ class HierarchicalHashEncoder(
         Share of the items, stratified, that is held out to choose the epoch that each stage keeps: the last
         one within a standard error of the best. 0 keeps the last epoch.
     patience : int or None, default=None
-        Validations without improvement after which a stage stops. A stage validates at most about ten
-        times. None never stops early.
+        Validations without improvement after which a stage stops; a tie is none. A stage validates after
+        each of up to 19 epochs, and ten to fifteen times in more. None never stops early.
     memory : None, str or joblib.Memory, default=None
         Where to keep metric stages that are trained already. They do not depend on `n_levels`,
         `branching_factor`, `sparsity`, the penalties, `code_assignment`, `hash_trunk` or `hidden_weight`, so
@@ -349,19 +350,20 @@ class HierarchicalHashEncoder(
         OSError
             If a checkpoint cannot be written.
         """
-        X, y = self._validate_training_data(X, y)
-        self._check_tree()
+        # Before anything is learned of X: a refused fit leaves a fitted encoder as it was.
+        n_leaves = self._check_tree()
         if self.checkpoint_dir is not None and self.random_state is None:
             raise ValueError(
                 "Expected random_state to be an int or a RandomState with checkpoint_dir, got None: a fit "
                 "that is started again would draw other seeds, and could not go on."
             )
+        X, y = self._validate_training_data(X, y)
         # It imports torch, which importing this package must not.
         from hqsearch.fitting import fit_stages
 
         self._model, self.history_, calibration = fit_stages(self, X, y, *self._draw_seeds())
         self._keep(calibration)
-        self._n_features_out = self.branching_factor**self.n_levels
+        self._n_features_out = n_leaves
         return self
 
     def _validate_training_data(self, X: Any, y: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -383,18 +385,24 @@ class HierarchicalHashEncoder(
                 "Expected X of shape (n_samples, n_features) or (n_samples, channels, height, width), "
                 f"got {X.ndim} dimensions, shape {X.shape}."
             )
+        if 0 in X.shape[1:]:
+            raise ValueError(f"Expected items of at least one number, got shape {X.shape}.")
 
-    def _check_tree(self) -> None:
+    def _check_tree(self) -> int:
+        """Check the codes' parameters against each other; return the number of leaves."""
         if self.sparsity > self.branching_factor:
             raise ValueError(
                 f"Expected sparsity <= branching_factor, but sparsity = {self.sparsity}, "
                 f"branching_factor = {self.branching_factor}."
             )
-        if self.branching_factor**self.n_levels > MAX_LEAVES:
+        # Python's numbers: numpy's overflow.
+        n_leaves = int(self.branching_factor) ** int(self.n_levels)
+        if n_leaves > MAX_LEAVES:
             raise ValueError(
                 "Expected branching_factor**n_levels <= 2**62, but branching_factor = "
                 f"{self.branching_factor}, n_levels = {self.n_levels}."
             )
+        return n_leaves
 
     def transform(self, X: Any) -> sp.csr_matrix:
         """Codes as binary rows.
@@ -409,7 +417,7 @@ class HierarchicalHashEncoder(
         csr_matrix of shape (n_samples, branching_factor**n_levels), dtype float64
             `sparsity` ones per row.
         """
-        return code_matrix(self.encode(X), self.branching_factor**self.n_levels)
+        return code_matrix(self.encode(X), self._n_features_out)
 
     def _draw_seeds(self) -> list[int]:
         """Seeds of the hold-out and of either stage."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from dataclasses import replace
 from functools import partial
@@ -75,6 +76,7 @@ def fit_stages(
     calibration : Calibration
         What the held-out items tell; nothing where there are none or the hash stage was not trained.
     """
+    encoder = _with_plain_numbers(encoder)
     train, validation = split_validation(y, encoder.validation_fraction, np.random.default_rng(split_seed))
     metric, hashing, new_trunk = _settings(encoder, len(train))
     seeds = (split_seed, metric_seed, hash_seed)
@@ -172,7 +174,16 @@ def calibrate_again(encoder: HierarchicalHashEncoder, X: np.ndarray, y: np.ndarr
     y = np.searchsorted(encoder.classes_, y)
     split_seed = encoder._draw_seeds()[0]
     parts = split_validation(y, encoder.validation_fraction, np.random.default_rng(split_seed))
-    return _calibrate(encoder, encoder._model, X, y, *parts, split_seed)
+    return _calibrate(_with_plain_numbers(encoder), encoder._model, X, y, *parts, split_seed)
+
+
+def _with_plain_numbers(encoder: HierarchicalHashEncoder) -> HierarchicalHashEncoder:
+    """Return a copy whose parameters are no numpy scalars, as grids hold them: products of those overflow."""
+    plain = copy.copy(encoder)
+    for name, value in encoder.get_params(deep=False).items():
+        if isinstance(value, np.generic):
+            setattr(plain, name, value.item())
+    return plain
 
 
 def _calibrate(

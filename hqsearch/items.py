@@ -89,6 +89,8 @@ class FittedItems:
         -------
         FittedItems
         """
+        # Python's numbers: products of numpy's overflow.
+        branching_factor, n_levels = int(branching_factor), int(n_levels)
         shape = {"branching_factor": branching_factor, "n_levels": n_levels}
         has_centroids = branching_factor * n_levels <= MOST_BUCKETS
         sums = None

@@ -1,7 +1,7 @@
 """How well a search went: precision, recall, speed-up, and how pure the buckets are."""
 
 from functools import partial
-from numbers import Integral
+from numbers import Integral, Real
 
 import numpy as np
 from sklearn.metrics import normalized_mutual_info_score
@@ -23,7 +23,15 @@ def _check_labels(y, name):
 
 
 def _kind_of_labels(labels):
-    return "numbers" if labels.dtype.kind in "biuf" else labels.dtype.kind
+    """Kind of labels that only equals its own: "numbers", "strings" or another; None where they are mixed."""
+    kind = labels.dtype.kind
+    if kind == "O":
+        types = {type(label) for label in labels.flat}
+        if all(issubclass(each, str) for each in types):
+            return "strings"
+        return "numbers" if all(issubclass(each, (Real, np.number, np.bool_)) for each in types) else None
+    # pandas and numpy each have strings of their own.
+    return {"U": "strings", "T": "strings"}.get(kind, "numbers" if kind in "biuf" else kind)
 
 
 def _hits(y_true, neighbor_labels, k):
@@ -33,7 +41,7 @@ def _hits(y_true, neighbor_labels, k):
     check_consistent_length(y_true, neighbor_labels)
     # numpy finds nothing equal when it compares numbers to strings, which would read as a precision of 0
     kinds = {_kind_of_labels(y_true), _kind_of_labels(neighbor_labels)}
-    if len(kinds) > 1 and "O" not in kinds:
+    if len(kinds) > 1 and None not in kinds:
         raise ValueError(
             "Expected y_true and neighbor_labels to hold labels of the same type, but "
             f"y_true.dtype = {y_true.dtype}, neighbor_labels.dtype = {neighbor_labels.dtype}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from numbers import Integral, Real
 from operator import index as as_int
 from typing import Any
@@ -68,7 +69,8 @@ class NeighborsMixin:
         distances : ndarray of shape (n_queries, n_neighbors), dtype float32
             Euclidean distances (not squared) of embeddings, ascending. Only with `return_distance=True`.
         positions : ndarray of shape (n_queries, n_neighbors), dtype int64
-            Positions of the neighbours among the fitted items; equal distances by ascending position.
+            Positions of the neighbours among the fitted items; those of equal squared distances, in float32,
+            by ascending position.
         stats : SearchStats
             `n_queries`, `leaves_opened`, `empty_leaves`, `candidates`, `distances`, and `suf()`. Only with
             `return_stats=True`.
@@ -219,7 +221,11 @@ class NeighborsMixin:
         stats = self._count(found)
         distances, positions = (
             _array_of_arrays(
-                [row for part in found for row in np.split(getattr(part, name), part.indptr[1:-1])]
+                [
+                    getattr(part, name)[start:stop]
+                    for part in found
+                    for start, stop in pairwise(part.indptr.tolist())
+                ]
             )
             for name in ("distances", "positions")
         )

@@ -85,9 +85,10 @@ class UpdatesMixin:
 
 
 def check_labels(X: Any, y: Any) -> np.ndarray | None:
-    """Validate labels of items, one for each of X; None where there are none."""
+    """Validate and copy labels of items, one for each of X; None where there are none."""
     if y is None:
         return None
     y = column_or_1d(y, warn=True)
     check_consistent_length(X, y)
-    return y
+    # What the caller does with theirs later is no change of the index.
+    return y.copy()

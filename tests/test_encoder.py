@@ -1,5 +1,6 @@
 """HierarchicalHashEncoder: what it learns, what it refuses, what it leaves alone."""
 
+import copy
 import pickle
 import warnings
 
@@ -241,6 +242,62 @@ def test_patience_stops_early(digits):
     X, y, *_ = digits
     encoder = make(metric_epochs=10, hash_epochs=1, learning_rate=3.0, patience=1, validation_fraction=0.3)
     assert sum(r["stage"] == "metric" for r in encoder.fit(X, y).history_) < 10
+
+
+def test_for_patience_a_tie_is_no_improvement(blobs, monkeypatch):
+    from hqsearch.embedding.training import MetricStage
+
+    same = {"criterion": 1.0, "standard_error": 0.0}
+    monkeypatch.setattr(MetricStage, "_validate", lambda stage: same)
+    encoder = make(metric_epochs=8, hash_epochs=0, patience=2).fit(*blobs)
+    assert [record["epoch"] for record in encoder.history_] == [1, 2, 3]
+
+
+def test_a_stage_validates_as_often_as_documented(blobs, monkeypatch):
+    for epochs, expected in ((19, 19), (20, 10), (29, 15), (40, 10)):
+        history = make(metric_epochs=epochs, hash_epochs=0).fit(*blobs).history_
+        assert sum("criterion" in record for record in history) == expected
+
+
+def test_the_shape_of_codes_is_that_of_the_fit_whatever_is_set_later(fitted, digits):
+    X_query, y_query = digits[2:]
+    changed = copy.copy(fitted).set_params(n_levels=1, branching_factor=100)
+    assert (changed.transform(X_query) != fitted.transform(X_query)).nnz == 0
+    assert changed.score(X_query, y_query) == fitted.score(X_query, y_query)
+    with pytest.raises(ValueError, match=r"HierarchicalHashEncoder to give arrays.*\(200, 1, 100\)"):
+        HierarchicalHashIndex(FrozenEstimator(changed)).fit(X_query)
+
+
+def test_numpy_numbers_do_as_well_as_pythons(blobs):
+    X, y = blobs
+    names = {"branching_factor": 64, "n_levels": 2, "embedding_dim": 64, "batch_size": 120, "sparsity": 2}
+    ours = make(**{name: np.int8(value) for name, value in names.items()}, learning_rate=np.float64(3e-3))
+    theirs = make(**names, learning_rate=3e-3)
+    assert (ours.fit(X, y).transform(X) != theirs.fit(X, y).transform(X)).nnz == 0
+    assert ours.transform(X).shape == (240, 4096)
+    index = HierarchicalHashIndex(FrozenEstimator(ours)).fit(X, y)
+    expected = HierarchicalHashIndex(FrozenEstimator(theirs)).fit(X, y)
+    np.testing.assert_array_equal(index.kneighbors(X)[1], expected.kneighbors(X)[1])
+    with pytest.raises(ValueError, match=r"Expected branching_factor\*\*n_levels <= 2\*\*62"):
+        make(branching_factor=np.int64(16), n_levels=np.int64(16)).fit(X, y)
+
+
+def test_a_refused_fit_leaves_a_fitted_encoder_as_it_was(blobs, tmp_path):
+    X, y = blobs
+    encoder = make(branching_factor=8).fit(X, y)
+    expected = encoder.embed(X)
+    for refused in ({"sparsity": 9}, {"n_levels": 63}, {"checkpoint_dir": tmp_path, "random_state": None}):
+        kept = encoder.get_params()
+        with pytest.raises(ValueError, match="Expected"):
+            encoder.set_params(**refused).fit(X[:, :3], y > 2)
+        encoder.set_params(**kept)
+        np.testing.assert_array_equal(encoder.embed(X), expected)
+        assert len(encoder.classes_) == 6
+
+
+def test_images_without_a_pixel_are_refused():
+    with pytest.raises(ValueError, match=r"at least one number, got shape \(10, 1, 8, 0\)"):
+        make().fit(np.zeros((10, 1, 8, 0)), np.arange(10) % 2)
 
 
 def test_without_a_validation_part_every_epoch_counts(blobs):

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pandas as pd
 import pytest
+from plain_encoder import PlainEncoder
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.frozen import FrozenEstimator
@@ -296,3 +297,70 @@ def test_a_caller_with_embeddings_of_its_own_may_search_the_table(encoder, digit
     index = HierarchicalHashIndex(FrozenEstimator(encoder), probing="best_first").fit(X, y)
     found = index.table_.search(*encoder.describe(X_query), 5)
     np.testing.assert_array_equal(found.positions, index.kneighbors(X_query)[1])
+
+
+def test_labels_are_a_copy(encoder, digits):
+    X, y, X_query, y_query = digits
+    of_fit, of_add = y.copy(), y_query.copy()
+    index = HierarchicalHashIndex(FrozenEstimator(encoder)).fit(X, of_fit)
+    index.add(X_query, of_add)
+    of_fit[:], of_add[:] = -1, -1
+    np.testing.assert_array_equal(index.labels_, np.concatenate([y, y_query]))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"embed": lambda vectors: vectors[:, 0]},
+        {"embed": lambda vectors: vectors[:-1]},
+        {"level_scores": lambda scores: scores[:, :1]},
+        {"level_scores": lambda scores: scores[:, :, 0]},
+        {"encode": lambda codes: codes[:, 0]},
+        {"encode": lambda codes: codes.astype(float)},
+        {"encode": lambda codes: codes[:-1]},
+    ],
+)
+def test_what_an_encoder_may_not_say_is_refused_in_fit_and_of_queries(grid_points, wrong):
+    X, X_query = (np.tile(points, 4) for points in grid_points)
+    index = HierarchicalHashIndex(PlainEncoder()).fit(X)
+
+    class Spoiled(PlainEncoder):
+        def _say(self, name, X):
+            return wrong.get(name, np.asarray)(getattr(PlainEncoder(), name)(X))
+
+        def embed(self, X):
+            return self._say("embed", X)
+
+        def level_scores(self, X):
+            return self._say("level_scores", X)
+
+        def encode(self, X):
+            return self._say("encode", X)
+
+    with pytest.raises(ValueError, match="embed, level_scores and encode of Spoiled to give arrays"):
+        HierarchicalHashIndex(Spoiled()).fit(X)
+    index.encoder_ = Spoiled()
+    with pytest.raises(ValueError, match="embed, level_scores and encode of Spoiled to give arrays"):
+        index.kneighbors(X_query)
+
+
+def test_an_encoder_may_give_lists_and_take_no_queries(grid_points):
+    X = np.tile(grid_points[0], 4)
+
+    class Listing(PlainEncoder):
+        def describe(self, X):
+            plain = PlainEncoder()
+            return [part.tolist() for part in (plain.embed(X), plain.level_scores(X), plain.encode(X))]
+
+    index = HierarchicalHashIndex(Listing()).fit(X)
+    expected = HierarchicalHashIndex(PlainEncoder()).fit(X)
+    np.testing.assert_array_equal(index.kneighbors(X)[1], expected.kneighbors(X)[1])
+    assert expected.kneighbors(X[:0])[1].shape == (0, 5)
+    distances, positions = expected.radius_neighbors(X[:0])
+    assert distances.shape == positions.shape == (0,)
+
+
+def test_more_probes_than_numbers_have_bits_open_all_leaves(index, digits):
+    X_query = digits[2]
+    stats = index.kneighbors(X_query, n_probes=10**30, return_stats=True)[2]
+    assert stats.suf() == 1

@@ -89,6 +89,12 @@ def test_labels_may_be_strings_or_numbers_in_any_container(measure, as_type):
     assert measure(as_type(Y_TRUE.tolist()), as_type(NEIGHBOR_LABELS.tolist()), k=2) == expected
 
 
+def test_objects_are_compared_by_what_they_are():
+    mixed = np.array([["a", 1], [2, "b"]], dtype=object)
+    assert precision_at_k(np.array(["a", "b"], dtype=object), mixed) == 0.5
+    assert precision_at_k(np.array([1, np.int8(2)], dtype=object), [[1, 0], [2, 0]]) == 0.5
+
+
 @given(neighbor_labels=arrays(np.int64, (6, 5), elements=st.integers(0, 3)), data=st.data())
 def test_recall_bounds_precision_and_grows_with_k(neighbor_labels, data):
     y_true = data.draw(arrays(np.int64, 6, elements=st.integers(0, 3)))
@@ -110,6 +116,9 @@ def test_recall_bounds_precision_and_grows_with_k(neighbor_labels, data):
         ([[1, 2], [1, 2]], [[1], [2]], 1, "y should be a 1d array"),
         ([1, np.nan], [[1], [2]], 1, "Input y_true contains NaN"),
         (["1", "2"], [[1], [2]], 1, "labels of the same type"),
+        # As pandas has strings.
+        (np.array(["1", "2"], dtype=object), [[1], [2]], 1, "labels of the same type"),
+        ([True, False], np.array([["1"], ["2"]], dtype=object), 1, "labels of the same type"),
     ],
 )
 def test_labels_that_cannot_be_compared_are_refused(measure, y_true, neighbor_labels, k, message):

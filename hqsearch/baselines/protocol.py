@@ -81,7 +81,7 @@ class BaselineHashEncoder(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transforme
         csr_matrix of shape (n_samples, branching_factor**n_levels), dtype float64
             `sparsity` ones per row.
         """
-        return code_matrix(self.encode(X), self.branching_factor**self.n_levels)
+        return code_matrix(self.encode(X), self._n_features_out)
 
     def _codes(self, level_scores: np.ndarray) -> np.ndarray:
         return greedy_codes(level_scores, self.sparsity)
@@ -95,6 +95,8 @@ class BaselineHashEncoder(SaveMixin, ClassNamePrefixFeaturesOutMixin, Transforme
             )
 
     def _finish_fit(self, branching_factor: int) -> None:
+        # Python's number: powers of numpy's overflow.
+        branching_factor = int(branching_factor)
         self._check_sparsity(branching_factor)
         self._branching_factor = branching_factor
         self._n_features_out = branching_factor**self.n_levels

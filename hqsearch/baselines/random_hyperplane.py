@@ -89,7 +89,8 @@ class RandomHyperplaneHashEncoder(EmbeddingHashEncoder):
     @property
     def n_levels(self) -> int:  # type: ignore[override]
         """Levels of the codes: one for each hyperplane."""
-        return self.n_bits
+        # Python's numbers: powers of numpy's overflow.
+        return int(self.n_bits)
 
     def _fit_buckets(self, embedding: np.ndarray, seed: int) -> int:
         rng = np.random.default_rng(seed)

@@ -48,8 +48,8 @@ class SoftmaxHashEncoder(BaselineHashEncoder):
         Share of the items, stratified, that is held out to choose the epoch that is kept: the last one within
         a standard error of the best accuracy. 0 keeps the last epoch.
     patience : int or None, default=None
-        Validations without improvement after which training stops; it validates at most about ten times.
-        None never stops early.
+        Validations without improvement after which training stops, as in `HierarchicalHashEncoder`. None
+        never stops early.
     memory : None, str or joblib.Memory, default=None
         Where to keep classifiers that are trained already. They do not depend on `sparsity`.
     device : str, default="auto"

@@ -81,7 +81,8 @@ class BucketOccupancyDisplay:
         encoder = encoder_of(index)
         _, items = occupied_leaves(encoder, X)
         sizes = np.array([len(positions) for positions in items])
-        return cls(sizes=sizes, n_leaves=encoder.branching_factor**encoder.n_levels).plot(ax)
+        n_leaves = int(encoder.branching_factor) ** int(encoder.n_levels)
+        return cls(sizes=sizes, n_leaves=n_leaves).plot(ax)
 
     def plot(self, ax=None):
         """Draw the sizes.

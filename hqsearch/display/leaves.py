@@ -29,7 +29,7 @@ def occupied_leaves(encoder, X):
         several leaves.
     """
     codes = np.asarray(encoder.encode(X), dtype=np.int64)
-    n_buckets = encoder.branching_factor**encoder.n_levels
+    n_buckets = int(encoder.branching_factor) ** int(encoder.n_levels)
     if codes.min() < 0 or codes.max() >= n_buckets:
         raise ValueError(
             f"Expected bucket ids below branching_factor**n_levels = {n_buckets}, but the encoder gave ids "

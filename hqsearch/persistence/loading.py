@@ -115,7 +115,9 @@ class _Loader:
         came, expected = ({n: getattr(tree, n) for n in names} for tree in (index.encoder_, index._items))
         if came != expected:
             raise ValueError(f"{self.file} expects an encoder with {expected}, got one with {came}.")
-        if index.sparsity not in (None, index.encoder_.sparsity):
+        # Ours came back with the sparsity of the fit; the index's parameter may have been set since.
+        came_back = isinstance(index.encoder_, SaveMixin) and index.encoder_ is not self.encoder
+        if not came_back and index.sparsity not in (None, index.encoder_.sparsity):
             # The caller's encoder stays as it is.
             index.encoder_ = copy.copy(index.encoder_).set_params(sparsity=index.sparsity)
 

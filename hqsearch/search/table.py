@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -217,7 +218,7 @@ class LeafTable(TableContents):
         ValueError
             If an argument has the wrong shape, type or range, or is NaN or infinite.
         """
-        if not radius >= 0:
+        if not isinstance(radius, Real) or not radius >= 0:
             raise ValueError(f"Expected radius >= 0, got {radius!r}")
         n_probes = None if n_probes is None else check_count("n_probes", n_probes)
         return radius_batch(

@@ -179,6 +179,16 @@ def test_an_encoder_that_fails_to_save_leaves_the_old_index(plain, items, tmp_pa
     assert_same_index(HierarchicalHashIndex.load(tmp_path / "saved", encoder=PlainEncoder), plain, items[:9])
 
 
+def test_a_sparsity_that_was_set_after_the_fit_waits_for_the_next_one(digits, tmp_path):
+    X = digits[0]
+    index = HierarchicalHashIndex(small_encoder()).fit(X, digits[1])
+    for sparsity in (4, 40):
+        index.set_params(sparsity=sparsity).save(tmp_path)
+        loaded = HierarchicalHashIndex.load(tmp_path)
+        assert (loaded.sparsity, loaded.encoder_.sparsity) == (sparsity, 1)
+        assert_same_index(loaded, index, X[:50])
+
+
 def test_a_given_encoder_gets_the_sparsity_of_the_index_and_stays_as_it_is(items, tmp_path):
     given = PlainEncoder().fit(items)
     index = HierarchicalHashIndex(FrozenEstimator(given), sparsity=2).fit(items)

@@ -268,5 +268,6 @@ def test_radius_search_finds_what_lies_within(cases, sparsity):
             got = slice(result.indptr[i], result.indptr[i + 1])
             np.testing.assert_array_equal(result.positions[got], expected)
             np.testing.assert_allclose(result.distances[got] ** 2, squares[i][expected], atol=1e-4)
-    with pytest.raises(ValueError, match="radius >= 0, got -1"):
-        table.radius_search(case.queries, case.level_scores, case.query_codes, -1)
+    for radius in (-1, "a", np.nan):
+        with pytest.raises(ValueError, match=f"radius >= 0, got {radius!r}"):
+            table.radius_search(case.queries, case.level_scores, case.query_codes, radius)
