@@ -100,7 +100,9 @@ class _Description:
         return self._known[id(thing)][1]
 
     def _parts(self, thing: Any) -> Iterator[str]:
-        if isinstance(thing, (Tensor, np.ndarray)):
+        if isinstance(thing, np.ndarray) and thing.dtype.hasobject:
+            yield from (str(thing.shape), *map(self.of, thing.ravel().tolist()))
+        elif isinstance(thing, (Tensor, np.ndarray)):
             yield from _of_array(thing)
         elif isinstance(thing, (tuple, list)):
             yield from map(self.of, thing)

@@ -129,6 +129,7 @@ def test_equal_values_of_every_kind_are_the_same_whoever_shares_them():
             pair if shared else [1, 2.5],
             {"a", "b"},
             np.arange(3),
+            np.array([[1, 2], None], dtype=object),
             torch.ones(2).bfloat16(),
         )
         module.dtype, module.act = torch.float16, torch.tanh
