@@ -75,7 +75,8 @@ class HierarchicalHashEncoder(
     shared_trunk : bool, default=False
         Whether one trunk serves embedding and level scores: the hash stage then goes on training the
         embedding too, by the sum of both losses, and a query runs one network instead of two. The embedding
-        then depends on the codes.
+        then depends on the codes. With npairs that was more precise too on the images that
+        were compared, with proxy less (doc/experiments.md).
     hash_trunk : {"auto", "metric", "new"}, default="auto"
         Where the trunk of the hash stage starts: at that of the metric stage, as in the papers, or anew. Two
         networks that were trained apart err on different queries, so together they choose better leaves,
