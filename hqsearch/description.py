@@ -54,6 +54,46 @@ def validate_items(encoder: Any, X: Any) -> np.ndarray:
     return X
 
 
+def check_described(described: Any, encoder: Any, n_items: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Validate what an encoder, which may be anyone's, says of items.
+
+    Parameters
+    ----------
+    described : tuple of three array-likes
+        What its `embed`, `level_scores` and `encode` give.
+    encoder : estimator
+        For the shape of its codes, and its name.
+    n_items : int
+        Of how many items.
+
+    Returns
+    -------
+    embedding, level_scores, codes : ndarray
+        The same as arrays.
+
+    Raises
+    ------
+    ValueError
+        If a shape, or the dtype of the codes, is not that of the encoder protocol.
+    """
+    embedding, level_scores, codes = map(np.asarray, described)
+    shape = n_items, encoder.n_levels, encoder.branching_factor
+    if (
+        embedding.ndim != 2
+        or len(embedding) != n_items
+        or level_scores.shape != shape
+        or codes.ndim != 2
+        or len(codes) != n_items
+        or codes.dtype.kind not in "iu"
+    ):
+        raise ValueError(
+            f"Expected embed, level_scores and encode of {type(encoder).__name__} to give arrays of shape "
+            f"({n_items}, embedding_dim), {shape} and, integers, ({n_items}, sparsity), got "
+            f"{embedding.shape}, {level_scores.shape} and, {codes.dtype}, {codes.shape}."
+        )
+    return embedding, level_scores, codes
+
+
 class DescriptionMixin:
     """Descriptions of items by the networks of an encoder."""
 

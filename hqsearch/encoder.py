@@ -20,7 +20,7 @@ from hqsearch.codes import code_matrix
 from hqsearch.description import ITEM_DTYPES, DescriptionMixin
 from hqsearch.persistence import SaveMixin, load_estimator
 
-# Bucket ids are int64, with a bit to spare for sums in the search.
+# As the search has it: bucket ids are int64, with a bit to spare for sums.
 MAX_LEAVES = 2**62
 
 
@@ -351,7 +351,7 @@ class HierarchicalHashEncoder(
         OSError
             If a checkpoint cannot be written.
         """
-        # Before anything is learned of X: a refused fit leaves a fitted encoder as it was.
+        # Before anything is learned of X: a fit refused for these leaves a fitted encoder as it was.
         n_leaves = self._check_tree()
         if self.checkpoint_dir is not None and self.random_state is None:
             raise ValueError(

@@ -20,6 +20,7 @@ from sklearn.utils.validation import (
     validate_data,
 )
 
+from hqsearch.description import check_described
 from hqsearch.encoder import HierarchicalHashEncoder
 from hqsearch.gallery import Gallery
 from hqsearch.items import LISTINGS, PROBINGS, FittedItems, IndexState
@@ -288,7 +289,7 @@ class HierarchicalHashIndex(
             described = encoder.describe(X)
         else:
             described = encoder.embed(X), encoder.level_scores(X), encoder.encode(X)
-        return _check_described(described, encoder, _num_samples(X))
+        return check_described(described, encoder, _num_samples(X))
 
     def _describe_blocks(self, X: Any) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """Embedding, level scores and codes of X, a block of items at a time."""
@@ -483,23 +484,3 @@ class HierarchicalHashIndex(
         tags = super().__sklearn_tags__()
         tags.target_tags.required = not isinstance(self.encoder, FrozenEstimator)
         return tags
-
-
-def _check_described(described: Any, encoder: Any, n_items: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Validate what an encoder, which may be anyone's, says of items."""
-    embedding, level_scores, codes = map(np.asarray, described)
-    shape = n_items, encoder.n_levels, encoder.branching_factor
-    if (
-        embedding.ndim != 2
-        or len(embedding) != n_items
-        or level_scores.shape != shape
-        or codes.ndim != 2
-        or len(codes) != n_items
-        or codes.dtype.kind not in "iu"
-    ):
-        raise ValueError(
-            f"Expected embed, level_scores and encode of {type(encoder).__name__} to give arrays of shape "
-            f"({n_items}, embedding_dim), {shape} and, integers, ({n_items}, sparsity), got "
-            f"{embedding.shape}, {level_scores.shape} and, {codes.dtype}, {codes.shape}."
-        )
-    return embedding, level_scores, codes

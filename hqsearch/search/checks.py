@@ -13,7 +13,8 @@ STORAGES = ("float32", "float16", "int8")
 PROBINGS = ("best_first", "lexicographic")
 # A neighbour's key holds its position in 31 bits.
 MAX_ITEMS = 2**31 - 2
-MOST_LEAVES = 2**62
+# Bucket ids are int64, with a bit to spare for sums.
+MAX_LEAVES = 2**62
 
 
 class _Window:
@@ -38,7 +39,7 @@ def check_shape(branching_factor: int, n_levels: int, storage: str) -> None:
     """Validate what a table is built for."""
     if storage not in STORAGES:
         raise ValueError(f"Expected storage to be one of {STORAGES}, got {storage!r}")
-    if branching_factor < 1 or n_levels < 1 or int(branching_factor) ** int(n_levels) > MOST_LEAVES:
+    if branching_factor < 1 or n_levels < 1 or int(branching_factor) ** int(n_levels) > MAX_LEAVES:
         raise ValueError(
             "Expected branching_factor >= 1, n_levels >= 1 and branching_factor ** n_levels <= 2 ** 62, "
             f"but branching_factor = {branching_factor}, n_levels = {n_levels}"
@@ -142,4 +143,4 @@ def check_count(name: str, value) -> int:
     if isinstance(value, bool) or not hasattr(value, "__index__") or value.__index__() < 1:
         raise ValueError(f"Expected {name} to be an integer >= 1, got {value!r}")
     # More than this is more than there is of anything.
-    return min(value.__index__(), MOST_LEAVES)
+    return min(value.__index__(), MAX_LEAVES)
