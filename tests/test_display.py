@@ -96,6 +96,14 @@ def test_without_labels_leaves_are_named_by_their_sizes():
     assert texts(display.leaf_texts_) == ["4", "2", "1"]
 
 
+def test_items_without_a_label_are_named_none_among_those_that_have_one():
+    y = np.array([None if label == "dog" else label for label in Y], dtype=object)
+    named = HashTreeDisplay.from_estimator(GivenCodes(), X, y)
+    as_text = HashTreeDisplay.from_estimator(GivenCodes(), X, y.astype(str))
+    assert texts(named.leaf_texts_) == texts(as_text.leaf_texts_)
+    assert "None" in " ".join(texts(named.leaf_texts_))
+
+
 def test_an_item_with_two_buckets_is_in_two_leaves_and_counted_once():
     display = HashTreeDisplay.from_estimator(GivenCodes(), np.array([[3, 5], [3, 5], [3, 6]]))
     assert [items.tolist() for items in display.items] == [[0, 1, 2], [0, 1], [2]]
@@ -293,7 +301,8 @@ def test_precision_is_drawn_against_speedup_for_each_number_of_probes():
 @pytest.mark.parametrize(
     ("labels", "arguments", "message"),
     [
-        ([1, 2], {"n_probes": ()}, "n_probes is empty"),
+        ([1, 2], {"n_probes": ()}, r"sequence of at least one number, but n_probes = \(\)"),
+        ([1, 2], {"n_probes": 4}, "sequence of at least one number, but n_probes = 4"),
         ([1, 2], {"k": 0}, "k == 0, must be >= 1"),
         ([1, 2], {"peers": {"flat": ([1, 2], [0.5])}}, "inconsistent numbers of samples"),
         (None, {}, "was fitted without y"),

@@ -59,7 +59,10 @@ class LeafContent:
         """Sort `items`, positions in `y`, by how frequent their labels are among them."""
         if y is None:
             return cls(items, np.zeros(len(items), dtype=np.int64), [])
-        labels, label_of_item, counts = np.unique(y[items], return_inverse=True, return_counts=True)
+        labels = y[items]
+        # what can't be sorted, None beside names, can be as it is written in the picture
+        labels = labels.astype(str) if labels.dtype == object else labels
+        labels, label_of_item, counts = np.unique(labels, return_inverse=True, return_counts=True)
         most_frequent_first = np.argsort(-counts, kind="stable")
         ranks = np.argsort(most_frequent_first)[label_of_item]
         order = np.argsort(ranks, kind="stable")

@@ -104,13 +104,15 @@ class SpeedupPrecisionDisplay:
         NotFittedError
             If `index` is not fitted.
         ValueError
-            If `n_probes` is empty, `k` is smaller than 1, the index was fitted without labels, or the two
-            arrays of a peer differ in length.
+            If `n_probes` is empty or no sequence, `k` is smaller than 1, the index was fitted without
+            labels, or the two arrays of a peer differ in length.
         """
         check_is_fitted(index)
         check_scalar(k, "k", Integral, min_val=1)
-        if len(n_probes) == 0:
-            raise ValueError("Expected at least one number of probes, but n_probes is empty")
+        if np.ndim(n_probes) != 1 or len(n_probes) == 0:
+            raise ValueError(
+                f"Expected n_probes as a sequence of at least one number, but n_probes = {n_probes!r}"
+            )
         for suf_of_peer, precision_of_peer in (peers or {}).values():
             check_consistent_length(suf_of_peer, precision_of_peer)
         if getattr(index, "labels_", None) is None:
