@@ -99,8 +99,10 @@ def encoder_parameters(arguments):
     given = {name: value_of(value) for name, _, value in (s.partition("=") for s in arguments.set)}
     if "loss" in given:
         raise SystemExit("the loss is set by --loss")
-    if given.get("shared_trunk"):
-        raise SystemExit("with shared_trunk the embedding depends on the codes; all systems here search one")
+    if given.get("shared_trunk", False) not in (False, "frozen"):
+        raise SystemExit(
+            "with shared_trunk=true the embedding depends on the codes; all systems here search one"
+        )
     parameters |= given
     by_sparsity = {s: {k: v for k, v in more.items() if k not in given} for s, more in by_sparsity.items()}
     shared = ("network", "classes_per_batch", "batch_size", "device", "validation_fraction")
@@ -140,7 +142,8 @@ def epochs_of(encoder, y):
     metric = resolve_epochs(encoder["metric_epochs"], "metric", **items)
     new_trunk, hashing = resolve_hash_start(
         *(encoder[name] for name in ("hash_trunk", "hash_epochs")),
-        **{name: encoder[name] for name in ("loss", "shared_trunk")},
+        loss=encoder["loss"],
+        shared_trunk=bool(encoder["shared_trunk"]),
         **items,
     )
     control = max(metric, hashing) if new_trunk else metric + hashing

@@ -38,6 +38,8 @@ PRESETS = {
     "cvpr19-cifar100-triplet": ({**TRIPLET, "n_levels": 2, "branching_factor": 64}, BY_SPARSITY_TRIPLET),
     "icml18-cifar100-npairs": ({**NPAIRS, "n_levels": 1, "branching_factor": 64}, {}),
     "icml18-imagenet32-npairs": ({**NPAIRS, "n_levels": 1, "branching_factor": 512}, {}),
+    # One network for a query, and a hash stage of seconds.
+    "frozen-trunk": ({"shared_trunk": "frozen"}, {}),
     # Epochs, nothing else.
     "thirty-epochs": ({"metric_epochs": 30, "hash_epochs": 30}, {}),
 }

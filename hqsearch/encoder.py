@@ -72,11 +72,14 @@ class HierarchicalHashEncoder(
     class_groups_per_step : int, default=1
         Mini-batches in one training step: one forward pass, the losses averaged. With
         `code_assignment="batch"` their flow problems are solved in parallel.
-    shared_trunk : bool, default=False
-        Whether one trunk serves embedding and level scores: the hash stage then goes on training the
-        embedding too, by the sum of both losses, and a query runs one network instead of two. The embedding
-        then depends on the codes. With npairs that was more precise too on the images that
-        were compared, with proxy less (doc/experiments.md).
+    shared_trunk : bool or "frozen", default=False
+        Whether one trunk serves embedding and level scores, so that a query runs one network instead of two.
+        With True the hash stage goes on training the embedding too, by the sum of both losses, and the
+        embedding depends on the codes. With npairs that was more precise too on the images that were
+        compared, with proxy less. With "frozen" the hash stage trains a linear layer above the metric stage's
+        trunk, in seconds; with `memory` a search over sparsities or penalties trains little else. With proxy
+        an index is about as precise then as exhaustive search, and loses what the second network adds to
+        that; not so with the papers' losses, whose codes are much less precise (doc/experiments.md).
     hash_trunk : {"auto", "metric", "new"}, default="auto"
         Where the trunk of the hash stage starts: at that of the metric stage, as in the papers, or anew. Two
         networks that were trained apart err on different queries, so together they choose better leaves,
@@ -122,8 +125,9 @@ class HierarchicalHashEncoder(
         each of up to 19 epochs, and ten to fifteen times in more. None never stops early.
     memory : None, str or joblib.Memory, default=None
         Where to keep metric stages that are trained already. They do not depend on `n_levels`,
-        `branching_factor`, `sparsity`, the penalties, `code_assignment`, `hash_trunk` or `hidden_weight`, so
-        with an integer `random_state` a search over those trains the metric stage once per fold.
+        `branching_factor`, `sparsity`, the penalties, `code_assignment`, `shared_trunk`, `hash_trunk` or
+        `hidden_weight`, so with an integer `random_state` a search over those trains the metric stage once
+        per fold.
     checkpoint_dir : None, str or path-like, default=None
         Folder where `fit` leaves how far it came, for the case that it is killed: started again with the same
         data and parameters it goes on from there, and on the CPU ends with the same model bit by bit. It
@@ -220,7 +224,7 @@ class HierarchicalHashEncoder(
         "classes_per_batch": [Interval(Integral, 2, None, closed="left")],
         "batch_size": [Interval(Integral, 4, None, closed="left")],
         "class_groups_per_step": [Interval(Integral, 1, None, closed="left")],
-        "shared_trunk": ["boolean"],
+        "shared_trunk": ["boolean", StrOptions({"frozen"})],
         "hash_trunk": [StrOptions({"auto", "metric", "new"})],
         "metric_epochs": [StrOptions({"auto"}), Interval(Integral, 0, None, closed="left")],
         "hash_epochs": [StrOptions({"auto"}), Interval(Integral, 0, None, closed="left")],
@@ -259,7 +263,7 @@ class HierarchicalHashEncoder(
         classes_per_batch: int = 64,
         batch_size: int = 128,
         class_groups_per_step: int = 1,
-        shared_trunk: bool = False,
+        shared_trunk: bool | str = False,
         hash_trunk: str = "auto",
         metric_epochs: int | str = "auto",
         hash_epochs: int | str = "auto",

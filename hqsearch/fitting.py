@@ -77,6 +77,9 @@ def fit_stages(
         What the held-out items tell; nothing where there are none or the hash stage was not trained.
     """
     encoder = _with_plain_numbers(encoder)
+    frozen = encoder.shared_trunk == "frozen"
+    # Whether the hash stage trains the embedding too.
+    along = bool(encoder.shared_trunk) and not frozen
     train, validation = split_validation(y, encoder.validation_fraction, np.random.default_rng(split_seed))
     metric, hashing, new_trunk = _settings(encoder, len(train))
     seeds = (split_seed, metric_seed, hash_seed)
@@ -109,7 +112,7 @@ def fit_stages(
     )
     embedding = None
     try:
-        if not encoder.shared_trunk:
+        if not along:
             join()
         embedding = model.embed(X)
     except KeyboardInterrupt:
@@ -131,11 +134,12 @@ def fit_stages(
         seed=hash_seed,
         problem=_code_problem(encoder, embedding, y),
         new_trunk=new_trunk,
-        metric=metric if encoder.shared_trunk else None,
+        frozen_trunk=frozen,
+        metric=metric if along else None,
         verbose=encoder.verbose,
         checkpoint=checkpoints.get("hash"),
     )
-    if encoder.shared_trunk:
+    if along:
         # Now that both layers are trained.
         try:
             join()
@@ -144,7 +148,7 @@ def fit_stages(
     calibration = Calibration()
     if hashing.epochs > 0 and len(validation) > 1 and encoder.branching_factor > 1:
         try:
-            known = None if encoder.shared_trunk else embedding
+            known = None if along else embedding
             calibration = _calibrate(encoder, model, X, y, train, validation, split_seed, known)
         except KeyboardInterrupt:
             _warn_of_interruption(
@@ -275,8 +279,8 @@ def _settings(encoder: HierarchicalHashEncoder, n_items: int) -> tuple[StageSett
     """Make both stages' settings for so many items, and say whether the hash stage has a new trunk."""
     if encoder.shared_trunk and encoder.hash_trunk == "new":
         raise ValueError(
-            "Expected hash_trunk='auto' or 'metric' with shared_trunk=True, where one trunk serves both "
-            "stages, got hash_trunk='new'."
+            f"Expected hash_trunk='auto' or 'metric' with shared_trunk={encoder.shared_trunk!r}, where one "
+            "trunk serves both stages, got hash_trunk='new'."
         )
     per_step = items_per_step(
         len(encoder.classes_), encoder.classes_per_batch, encoder.batch_size, encoder.class_groups_per_step
@@ -286,7 +290,7 @@ def _settings(encoder: HierarchicalHashEncoder, n_items: int) -> tuple[StageSett
         encoder.hash_trunk,
         encoder.hash_epochs,
         loss=encoder.loss,
-        shared_trunk=encoder.shared_trunk,
+        shared_trunk=bool(encoder.shared_trunk),
         n_items=n_items,
         items_per_step=per_step,
     )

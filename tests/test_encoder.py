@@ -196,7 +196,7 @@ def test_an_epoch_far_better_than_the_last_is_kept(digits):
     assert np.mean(y[train][distances.argmin(1)] == y[validation]) == pytest.approx(kept, abs=1e-9)
 
 
-@pytest.mark.parametrize("shared_trunk", [False, True])
+@pytest.mark.parametrize("shared_trunk", [False, True, "frozen"])
 def test_held_out_items_are_searched_among_some_of_many_training_items(digits, monkeypatch, shared_trunk):
     X, y, *_ = digits
     asked = {"loss": "npairs", "validation_fraction": 0.3, "shared_trunk": shared_trunk}
@@ -210,7 +210,7 @@ def test_held_out_items_are_searched_among_some_of_many_training_items(digits, m
     gallery = TrainingData(torch.from_numpy(X), y, train, validation).gallery
     assert len(np.unique(gallery)) == 40
     assert np.isin(gallery, train).all()
-    if not shared_trunk:
+    if shared_trunk is not True:
         metric = some.history_[3]
         embedding = some.embed(X)
         distances = ((embedding[validation, None] - embedding[gallery]) ** 2).sum(-1)
@@ -334,7 +334,7 @@ def test_interrupting_fit_leaves_a_usable_encoder_and_warns(blobs, monkeypatch):
 
 
 @pytest.mark.parametrize("method", ["embed", "join_hidden_layer"])
-@pytest.mark.parametrize("shared_trunk", [False, True])
+@pytest.mark.parametrize("shared_trunk", [False, True, "frozen"])
 def test_an_interrupted_fit_is_usable_between_and_after_the_stages(blobs, monkeypatch, method, shared_trunk):
     X, y = blobs
 
@@ -345,7 +345,7 @@ def test_an_interrupted_fit_is_usable_between_and_after_the_stages(blobs, monkey
         patch.setattr(EmbeddingModel, method, interrupted)
         with pytest.warns(UserWarning, match="Training of the encoder was interrupted (between|after)"):
             encoder = make(shared_trunk=shared_trunk).fit(X, y)
-    after = shared_trunk and method == "join_hidden_layer"
+    after = shared_trunk is True and method == "join_hidden_layer"
     assert [r["stage"] for r in encoder.history_] == ["metric"] * 4 + ["hash"] * (4 if after else 1)
     assert all(np.isfinite(part).all() for part in encoder.describe(X))
 

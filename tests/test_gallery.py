@@ -265,8 +265,9 @@ def test_a_difference_within_two_standard_errors_says_nothing(
     assert (encoder.gallery_of(parts["others"][0][:n_items]) is not None) == asks
 
 
-def test_a_shared_trunk_serves_both_still(parts):
-    encoder = HierarchicalHashEncoder(**PARAMETERS, shared_trunk=True).fit(*parts["train"])
+@pytest.mark.parametrize("shared_trunk", [True, "frozen"])
+def test_a_shared_trunk_serves_both_still(parts, shared_trunk):
+    encoder = HierarchicalHashEncoder(**PARAMETERS, shared_trunk=shared_trunk).fit(*parts["train"])
     X = parts["others"][0]
     gallery = encoder.gallery_of(X)
     embedding, level_scores, _ = encoder.describe(X, gallery)

@@ -144,8 +144,14 @@ def test_a_function_whose_modules_differ_in_width_trains(digits):
     assert np.isfinite(encoder.level_scores(digits[2])).all()
 
 
-def test_one_trunk_for_both_stages_cannot_be_new(blobs):
-    with pytest.raises(ValueError, match=r"Expected hash_trunk='auto' or 'metric' with shared_trunk=True"):
-        make(hash_trunk="new", shared_trunk=True).fit(*blobs)
+@pytest.mark.parametrize("shared", [True, "frozen"])
+def test_one_trunk_for_both_stages_cannot_be_new(blobs, shared):
+    expected = (
+        rf"Expected hash_trunk='auto' or 'metric' with shared_trunk={shared!r}, .* got hash_trunk='new'"
+    )
+    with pytest.raises(ValueError, match=expected):
+        make(hash_trunk="new", shared_trunk=shared).fit(*blobs)
+    with pytest.raises(ValueError, match="shared_trunk"):
+        make(shared_trunk="thawed").fit(*blobs)
     with pytest.raises(ValueError, match="hash_trunk"):
         make(hash_trunk="old").fit(*blobs)

@@ -8,11 +8,14 @@ import pytest
 import torch
 
 from hqsearch import HierarchicalHashEncoder, HierarchicalHashIndex
+from hqsearch.embedding import EmbeddingModel
+from hqsearch.embedding.inference import BATCH_MULTIPLE
 from hqsearch.embedding.losses import class_cross_entropy, npairs_loss, semihard_triplet_loss
 from hqsearch.embedding.networks import joined_heads, new_head, parted_heads
 from hqsearch.embedding.proxies import ProxyHashStage
 from hqsearch.embedding.settling import SettledHashStage
 from hqsearch.embedding.training import HashStage
+from hqsearch.metrics import bucket_nmi
 from hqsearch.search import LeafTable
 
 LOSSES = ["npairs", "triplet", "proxy"]
@@ -24,9 +27,50 @@ def make(**parameters):
     return HierarchicalHashEncoder(**{**defaults, "shared_trunk": True, "random_state": 0, **parameters})
 
 
-@pytest.fixture(scope="module", params=LOSSES)
+@pytest.fixture(scope="module", params=[(loss, shared) for loss in LOSSES for shared in (True, "frozen")])
 def fitted(request, digits):
-    return make(loss=request.param).fit(digits[0], digits[1])
+    loss, shared_trunk = request.param
+    return make(loss=loss, shared_trunk=shared_trunk).fit(digits[0], digits[1])
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_frozen_trunk_is_the_metric_stages_and_runs_once_for_all_epochs(digits, monkeypatch, loss):
+    X, y, X_query, _ = digits
+    seen = []
+    fit_hash = EmbeddingModel.fit_hash
+
+    def watch(model, *arguments, **parameters):
+        trunk = model.metric_network.trunk
+        handle = trunk.register_forward_hook(lambda _, __, hidden: seen.append(len(hidden)))
+        before = copy.deepcopy(trunk.state_dict())
+        history = fit_hash(model, *arguments, **parameters)
+        handle.remove()
+        for name, value in trunk.state_dict().items():
+            assert torch.equal(value, before[name])
+        return history
+
+    with monkeypatch.context() as patch:
+        patch.setattr(EmbeddingModel, "fit_hash", watch)
+        frozen = make(loss=loss, shared_trunk="frozen", hash_epochs=5).fit(X, y)
+    # Rows are padded to a multiple.
+    assert 0 <= sum(seen) - len(X) < BATCH_MULTIPLE
+    apart = make(loss=loss, shared_trunk=False, hash_epochs=5).fit(X, y)
+    np.testing.assert_array_equal(frozen.embed(X_query), apart.embed(X_query))
+    assert frozen._model.hash_network.trunk is frozen._model.metric_network.trunk
+
+
+def test_the_layer_above_a_frozen_trunk_learns_codes(digits):
+    X, y, X_query, y_query = digits
+    untrained, trained = (
+        make(shared_trunk="frozen", hash_epochs=epochs, metric_epochs=5, hash_learning_rate=3e-3).fit(X, y)
+        for epochs in (0, 20)
+    )
+    scores = [encoder.score(X_query, y_query) for encoder in (untrained, trained)]
+    assert scores[1] > 0.9
+    leaves = [len(np.unique(encoder.encode(X))) for encoder in (untrained, trained)]
+    assert leaves[1] >= 10
+    nmi = [bucket_nmi(encoder.encode(X_query), y_query) for encoder in (untrained, trained)]
+    assert nmi[1] > nmi[0] + 0.1
 
 
 def test_heads_joined_and_parted_are_the_same():

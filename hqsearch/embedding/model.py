@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from hqsearch.embedding.inference import (
 from hqsearch.embedding.networks import (
     EmbeddingNetwork,
     StageNetwork,
+    Standardize,
     initial_trunk,
     joined_heads,
     new_head,
@@ -94,6 +96,13 @@ class _TwoHeads(StageNetwork):
 
     def output(self, hidden: Tensor) -> Tensor:
         return torch.cat([self.first.output(hidden), self.other(hidden)], dim=1)
+
+
+class _HiddenLayer(StageNetwork):
+    """A network whose output is its hidden layer."""
+
+    def output(self, hidden: Tensor) -> Tensor:
+        return hidden
 
 
 class EmbeddingModel:
@@ -196,6 +205,7 @@ class EmbeddingModel:
         seed: int,
         problem: CodeProblem,
         new_trunk: bool = False,
+        frozen_trunk: bool = False,
         metric: StageSettings | None = None,
         verbose: int = 0,
         checkpoint: Checkpoint | None = None,
@@ -203,7 +213,8 @@ class EmbeddingModel:
         """Train the level scores, starting from the metric stage's trunk, or with `new_trunk` from a new one.
 
         Parameters are those of `fit_metric`; `problem` tells how codes are solved and validated. With
-        `metric`, the metric stage's settings, its embedding is trained along, and both share the trunk.
+        `metric`, the metric stage's settings, its embedding is trained along, and both share the trunk; with
+        `frozen_trunk` they share it as it is, and a linear layer is all that is trained.
 
         Returns
         -------
@@ -217,7 +228,7 @@ class EmbeddingModel:
             standardize = copy.deepcopy(self.metric_network.standardize).cpu()
             trunk, width = initial_trunk(X, standardize, self._network, seed, generator)
         else:
-            trunk = copy.deepcopy(self.metric_network.trunk)
+            trunk = self.metric_network.trunk if frozen_trunk else copy.deepcopy(self.metric_network.trunk)
             width = self.metric_network.head.in_features
         head = new_head(
             width,
@@ -225,23 +236,33 @@ class EmbeddingModel:
             generator,
             std=HASH_HEAD_STD,
         )
-        self.shared_trunk = metric is not None
-        n_along = self.metric_network.head.out_features if self.shared_trunk else 0
-        if self.shared_trunk:
-            head = joined_heads(self.metric_network.head, head)
-        network = StageNetwork(self.metric_network.standardize, trunk, head).to(device)
-        data = TrainingData(as_tensor(X, device), y, train, validation)
+        standardize = self.metric_network.standardize
+        if frozen_trunk:
+            # Once for all epochs; a copy, as what inference makes cannot be trained on.
+            items = infer(_HiddenLayer(standardize, trunk, self.metric_network.head).eval(), X).clone()
+            # Above what is scaled and rectified already.
+            network = StageNetwork(Standardize(np.zeros(1), np.ones(1)), nn.Identity(), head).to(device)
+            settings = replace(settings, precision="float32")
+        else:
+            items = as_tensor(X, device)
+            if metric is not None:
+                head = joined_heads(self.metric_network.head, head)
+            network = StageNetwork(standardize, trunk, head).to(device)
+        data = TrainingData(items, y, train, validation)
         with randomness_of(self._network, seed):
             kind = SettledHashStage if settings.code_assignment == "settled" else HashStage
             kind = ProxyHashStage if self.loss == "proxy" else kind
             stage = kind(network, data, settings, problem=problem, metric=metric, seed=seed, verbose=verbose)
             stage.checkpoint = checkpoint
             history = stage.run()
+        self.shared_trunk = frozen_trunk or metric is not None
         self.hash_network = network
-        if self.shared_trunk:
+        if frozen_trunk:
+            self.hash_network = StageNetwork(standardize, trunk, network.head).eval()
+        elif metric is not None:
             self.metric_network, self.hash_network = (
-                StageNetwork(network.standardize, trunk, part).eval()
-                for part in parted_heads(network.head, n_along)
+                StageNetwork(standardize, trunk, part).eval()
+                for part in parted_heads(network.head, self.metric_network.head.out_features)
             )
         return history
 

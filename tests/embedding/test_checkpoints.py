@@ -177,13 +177,14 @@ def test_a_fit_killed_at_random_moments_of_both_stages_ends_with_the_uninterrupt
 
 
 @pytest.mark.parametrize("patience", [None, 1])
-@pytest.mark.parametrize("trunk", ["metric", "new", "shared"])
+@pytest.mark.parametrize("trunk", ["metric", "new", "shared", "frozen"])
 @pytest.mark.parametrize("loss", ["npairs", "triplet", "proxy"])
 def test_a_fit_in_pieces_equals_a_whole_one(blobs, tmp_path, monkeypatch, loss, trunk, patience):
     X, y = blobs
     X = X + np.random.default_rng(0).normal(scale=4, size=X.shape)
     settings = {"loss": loss, "patience": patience, "sparsity": 2, "class_groups_per_step": 2}
-    settings |= {"batch_size": 32} | ({"shared_trunk": True} if trunk == "shared" else {"hash_trunk": trunk})
+    shared = {"shared": {"shared_trunk": True}, "frozen": {"shared_trunk": "frozen"}}
+    settings |= {"batch_size": 32} | shared.get(trunk, {"hash_trunk": trunk})
     pieces = make(**settings, checkpoint_dir=tmp_path / "new" / "folder")
     assert fit_in_pieces(pieces, X, y, monkeypatch) >= 2
     assert_same_model(make(**settings).fit(X, y), pieces, X)

@@ -125,7 +125,7 @@ def test_of_a_very_wide_layer_fewer_items_have_to_do(network, X, monkeypatch):
     assert seen == [300, 20, N_OUTPUTS]
 
 
-@pytest.mark.parametrize("shared_trunk", [False, True])
+@pytest.mark.parametrize("shared_trunk", [False, True, "frozen"])
 @pytest.mark.parametrize("loss", ["proxy", "triplet", "npairs"])
 def test_hidden_weight_of_an_encoder(digits, tmp_path, loss, shared_trunk):
     X, y, X_query, _ = digits
