@@ -351,6 +351,7 @@ def time_fit(shape, loss, device, **parameters):
     return {
         "items": " x ".join(map(str, shape)),
         "loss": loss,
+        "shared_trunk": encoder.shared_trunk,
         "epochs": " + ".join(str(n) for n in epochs.values()),
         "precision": resolve_precision(encoder.precision, encoder.network, shape[1:], device),
         "threads": torch.get_num_threads(),
@@ -388,7 +389,7 @@ def as_markdown(figures, machines):
         "losses": "Masked losses, forward and backward pass, against the naive items x items x d form:",
         "steps": "Whole steps against the published step written plainly in torch and OR-Tools, in float32:",
         "launches": "Steps by how their kernels are launched; npairs and triplet solve codes in each:",
-        "fits": "Whole fits with the defaults, of made-up items of 100 classes:",
+        "fits": "Whole fits, else with the defaults, of made-up items of 100 classes:",
     }
     shown = {name: parts_rows(rows) if name == "parts" else rows for name, rows in figures.items()}
     return "\n\n".join(
@@ -459,10 +460,14 @@ def main():
     if "fits" in tables:
         # What is compiled at first is compiled by this one.
         time_fit((400, 16), "proxy", device, metric_epochs=1, hash_epochs=1)
+        smoke = {"metric_epochs": 1, "hash_epochs": 1} if small else {}
         figures["fits"] = [
-            time_fit(shape, loss, device, **({"metric_epochs": 1, "hash_epochs": 1} if small else {}))
+            time_fit(shape, loss, device, shared_trunk=shared_trunk, **smoke)
             for shape in ([(400, 16)] if small else FIT_LIMITS)
-            for loss in ("proxy", "npairs", "triplet")
+            for loss, shared_trunk in (
+                *((loss, False) for loss in ("proxy", "npairs", "triplet")),
+                ("proxy", "frozen"),
+            )
         ]
     described = {
         **machine.describe(),
