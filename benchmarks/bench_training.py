@@ -389,7 +389,7 @@ def as_markdown(figures, machines):
         "losses": "Masked losses, forward and backward pass, against the naive items x items x d form:",
         "steps": "Whole steps against the published step written plainly in torch and OR-Tools, in float32:",
         "launches": "Steps by how their kernels are launched; npairs and triplet solve codes in each:",
-        "fits": "Whole fits, else with the defaults, of made-up items of 100 classes:",
+        "fits": "Whole fits with the defaults but for `shared_trunk`, of made-up items of 100 classes:",
     }
     shown = {name: parts_rows(rows) if name == "parts" else rows for name, rows in figures.items()}
     return "\n\n".join(

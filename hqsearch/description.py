@@ -139,7 +139,7 @@ class DescriptionMixin:
     def embed(self, X: Any, gallery: Gallery | None = None) -> np.ndarray:
         """Embedding by which candidates are ranked.
 
-        The metric stage's, or with `shared_trunk` what the hash stage has made of it, joined with the
+        The metric stage's, or with `shared_trunk=True` what the hash stage has made of it, joined with the
         hidden layer as `hidden_weight` says.
 
         Parameters

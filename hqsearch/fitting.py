@@ -110,11 +110,14 @@ def fit_stages(
         weight=resolve_hidden_weight(encoder.hidden_weight, encoder.loss),
         seed=metric_seed,
     )
-    embedding = None
+    embedding = hidden = None
     try:
         if not along:
             join()
-        embedding = model.embed(X)
+        if frozen:
+            embedding, hidden = model.embed_with_hidden_layer(X)
+        else:
+            embedding = model.embed(X)
     except KeyboardInterrupt:
         _warn_of_interruption("between the stages")
         # Without an embedding there is nothing to validate.
@@ -135,6 +138,7 @@ def fit_stages(
         problem=_code_problem(encoder, embedding, y),
         new_trunk=new_trunk,
         frozen_trunk=frozen,
+        hidden=hidden,
         metric=metric if along else None,
         verbose=encoder.verbose,
         checkpoint=checkpoints.get("hash"),

@@ -1,6 +1,7 @@
 """HierarchicalHashEncoder: what it learns, what it refuses, what it leaves alone."""
 
 import copy
+import itertools
 import pickle
 import warnings
 
@@ -333,16 +334,26 @@ def test_interrupting_fit_leaves_a_usable_encoder_and_warns(blobs, monkeypatch):
     assert len(encoder.history_) == 6
 
 
-@pytest.mark.parametrize("method", ["embed", "join_hidden_layer"])
-@pytest.mark.parametrize("shared_trunk", [False, True, "frozen"])
+@pytest.mark.parametrize(
+    ("method", "shared_trunk"),
+    [
+        *itertools.product(["embed", "join_hidden_layer"], [False, True]),
+        *itertools.product(["embed_with_hidden_layer", "join_hidden_layer"], ["frozen"]),
+    ],
+)
 def test_an_interrupted_fit_is_usable_between_and_after_the_stages(blobs, monkeypatch, method, shared_trunk):
     X, y = blobs
+    whole = getattr(EmbeddingModel, method)
+    calls = []
 
-    def interrupted(*args, **kwargs):
-        raise KeyboardInterrupt
+    def interrupted_once(*args, **kwargs):
+        calls.append(args)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        return whole(*args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(EmbeddingModel, method, interrupted)
+        patch.setattr(EmbeddingModel, method, interrupted_once)
         with pytest.warns(UserWarning, match="Training of the encoder was interrupted (between|after)"):
             encoder = make(shared_trunk=shared_trunk).fit(X, y)
     after = shared_trunk is True and method == "join_hidden_layer"

@@ -1,4 +1,4 @@
-"""One trunk for embedding and level scores: trained together, run once, saved once."""
+"""One trunk for embedding and level scores: trained for both or frozen, run once, saved once."""
 
 import copy
 import pickle
@@ -33,14 +33,18 @@ def fitted(request, digits):
     return make(loss=loss, shared_trunk=shared_trunk).fit(digits[0], digits[1])
 
 
+@pytest.mark.parametrize("known", [True, False])
 @pytest.mark.parametrize("loss", LOSSES)
-def test_a_frozen_trunk_is_the_metric_stages_and_runs_once_for_all_epochs(digits, monkeypatch, loss):
+def test_a_frozen_trunk_is_the_metric_stages_and_runs_once_for_all_epochs(digits, monkeypatch, loss, known):
     X, y, X_query, _ = digits
     seen = []
     fit_hash = EmbeddingModel.fit_hash
 
     def watch(model, *arguments, **parameters):
         trunk = model.metric_network.trunk
+        # As after an interruption, when nothing of the items is known.
+        if not known:
+            parameters["hidden"] = None
         handle = trunk.register_forward_hook(lambda _, __, hidden: seen.append(len(hidden)))
         before = copy.deepcopy(trunk.state_dict())
         history = fit_hash(model, *arguments, **parameters)
@@ -53,24 +57,23 @@ def test_a_frozen_trunk_is_the_metric_stages_and_runs_once_for_all_epochs(digits
         patch.setattr(EmbeddingModel, "fit_hash", watch)
         frozen = make(loss=loss, shared_trunk="frozen", hash_epochs=5).fit(X, y)
     # Rows are padded to a multiple.
-    assert 0 <= sum(seen) - len(X) < BATCH_MULTIPLE
+    assert seen == [] if known else 0 <= sum(seen) - len(X) < BATCH_MULTIPLE
     apart = make(loss=loss, shared_trunk=False, hash_epochs=5).fit(X, y)
     np.testing.assert_array_equal(frozen.embed(X_query), apart.embed(X_query))
     assert frozen._model.hash_network.trunk is frozen._model.metric_network.trunk
 
 
-def test_the_layer_above_a_frozen_trunk_learns_codes(digits):
+@pytest.mark.parametrize("loss", LOSSES)
+def test_the_layer_above_a_frozen_trunk_learns_codes(digits, loss):
     X, y, X_query, y_query = digits
     untrained, trained = (
-        make(shared_trunk="frozen", hash_epochs=epochs, metric_epochs=5, hash_learning_rate=3e-3).fit(X, y)
-        for epochs in (0, 20)
+        make(loss=loss, shared_trunk="frozen", hash_epochs=epochs, metric_epochs=5).fit(X, y)
+        for epochs in (1, 20)
     )
-    scores = [encoder.score(X_query, y_query) for encoder in (untrained, trained)]
-    assert scores[1] > 0.9
-    leaves = [len(np.unique(encoder.encode(X))) for encoder in (untrained, trained)]
-    assert leaves[1] >= 10
+    losses = [record["loss"] for record in trained.history_[5:]]
+    assert losses[-1] < 0.8 * losses[0]
     nmi = [bucket_nmi(encoder.encode(X_query), y_query) for encoder in (untrained, trained)]
-    assert nmi[1] > nmi[0] + 0.1
+    assert nmi[1] > max(0.75, nmi[0])
 
 
 def test_heads_joined_and_parted_are_the_same():

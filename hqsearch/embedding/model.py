@@ -89,20 +89,13 @@ def available_device(device: str) -> torch.device:
 class _TwoHeads(StageNetwork):
     """Layers that two networks share, and what either makes of them side by side."""
 
-    def __init__(self, network: StageNetwork, other: nn.Linear):
+    def __init__(self, network: StageNetwork, other: nn.Module):
         super().__init__(network.standardize, network.trunk, network.head)
         self.first = network
         self.other = other
 
     def output(self, hidden: Tensor) -> Tensor:
         return torch.cat([self.first.output(hidden), self.other(hidden)], dim=1)
-
-
-class _HiddenLayer(StageNetwork):
-    """A network whose output is its hidden layer."""
-
-    def output(self, hidden: Tensor) -> Tensor:
-        return hidden
 
 
 class EmbeddingModel:
@@ -206,6 +199,7 @@ class EmbeddingModel:
         problem: CodeProblem,
         new_trunk: bool = False,
         frozen_trunk: bool = False,
+        hidden: Tensor | None = None,
         metric: StageSettings | None = None,
         verbose: int = 0,
         checkpoint: Checkpoint | None = None,
@@ -214,7 +208,8 @@ class EmbeddingModel:
 
         Parameters are those of `fit_metric`; `problem` tells how codes are solved and validated. With
         `metric`, the metric stage's settings, its embedding is trained along, and both share the trunk; with
-        `frozen_trunk` they share it as it is, and a linear layer is all that is trained.
+        `frozen_trunk` they share it as it is, and a linear layer is all that is trained, above the `hidden`
+        layer of X, see `embed_with_hidden_layer`, where that is known.
 
         Returns
         -------
@@ -238,10 +233,10 @@ class EmbeddingModel:
         )
         standardize = self.metric_network.standardize
         if frozen_trunk:
-            # Once for all epochs; a copy, as what inference makes cannot be trained on.
-            items = infer(_HiddenLayer(standardize, trunk, self.metric_network.head).eval(), X).clone()
+            items = self.embed_with_hidden_layer(X)[1] if hidden is None else hidden
             # Above what is scaled and rectified already.
             network = StageNetwork(Standardize(np.zeros(1), np.ones(1)), nn.Identity(), head).to(device)
+            # One small product has nothing to gain from another.
             settings = replace(settings, precision="float32")
         else:
             items = as_tensor(X, device)
@@ -334,6 +329,15 @@ class EmbeddingModel:
     def embed(self, X: np.ndarray, axes: np.ndarray | None = None) -> np.ndarray:
         """Embedding of X, float32 of shape (n_samples, embedding_dim), by other axes where they are given."""
         return embed(self._embedding_network(axes), X, self.loss).cpu().numpy()
+
+    def embed_with_hidden_layer(self, X: np.ndarray) -> tuple[np.ndarray, Tensor]:
+        """`embed` of X, and the layer below, float32 (n_samples, n_hidden) on the device, in one pass."""
+        network = self.metric_network
+        assert network is not None
+        outputs = infer(_TwoHeads(network, nn.Identity()).eval(), X)
+        embedding, hidden = outputs.tensor_split([network.head.out_features], dim=1)
+        # A copy, as what inference makes cannot be trained on.
+        return as_embedding(embedding, self.loss).cpu().numpy(), hidden.clone()
 
     def level_scores(self, X: np.ndarray) -> np.ndarray:
         """Level scores of X, float32 of shape (n_samples, n_levels, branching_factor)."""

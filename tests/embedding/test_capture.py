@@ -142,12 +142,13 @@ def on_network(network, X, loss, assignment):
         ("nin", "proxy", "settled", 2),
     ],
 )
+@pytest.mark.parametrize("shared_trunk", [False, "frozen"])
 def test_simulated_captures_train_to_the_bit_what_steps_one_by_one_train(
-    digits, monkeypatch, network, loss, assignment, n_graphs
+    digits, monkeypatch, network, loss, assignment, n_graphs, shared_trunk
 ):
     X, y, *_ = digits
     X, asked = on_network(network, X, loss, assignment)
-    asked |= {"device": "cpu", "metric_epochs": 2, "hash_epochs": 2}
+    asked |= {"device": "cpu", "metric_epochs": 2, "hash_epochs": 2, "shared_trunk": shared_trunk}
     graphs = simulate(monkeypatch)
     monkeypatch.setattr(hqsearch.fitting, "resolve_captured", lambda network, device: True)
     captured = make(**asked).fit(X, y)
