@@ -9,6 +9,7 @@ import torch
 
 from hqsearch import HierarchicalHashEncoder, HierarchicalHashIndex
 from hqsearch.embedding import EmbeddingModel
+from hqsearch.embedding import model as model_module
 from hqsearch.embedding.inference import BATCH_MULTIPLE
 from hqsearch.embedding.losses import class_cross_entropy, npairs_loss, semihard_triplet_loss
 from hqsearch.embedding.networks import joined_heads, new_head, parted_heads
@@ -61,6 +62,24 @@ def test_a_frozen_trunk_is_the_metric_stages_and_runs_once_for_all_epochs(digits
     apart = make(loss=loss, shared_trunk=False, hash_epochs=5).fit(X, y)
     np.testing.assert_array_equal(frozen.embed(X_query), apart.embed(X_query))
     assert frozen._model.hash_network.trunk is frozen._model.metric_network.trunk
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_the_layer_above_a_frozen_trunk_is_trained_on_the_hidden_layer(digits, monkeypatch, loss):
+    X, y, *_ = digits
+    trained_on = []
+    data = model_module.TrainingData
+
+    def watch(items, *arguments):
+        trained_on.append(items)
+        return data(items, *arguments)
+
+    monkeypatch.setattr(model_module, "TrainingData", watch)
+    encoder = make(loss=loss, shared_trunk="frozen").fit(X, y)
+    (items,) = trained_on
+    network = encoder._model.hash_network
+    with torch.no_grad():
+        torch.testing.assert_close(items, network.hidden(torch.from_numpy(X)), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("loss", LOSSES)
