@@ -128,6 +128,8 @@ def fit_stages(
         hashing, new_trunk = replace(hashing, epochs=min(1, hashing.epochs)), False
         # That epoch is none of the fit that may be started again.
         checkpoints.pop("hash", None)
+    if frozen and hidden is None:
+        hidden = model.embed_with_hidden_layer(X)[1]
     history += model.fit_hash(
         X,
         y,
@@ -137,7 +139,6 @@ def fit_stages(
         seed=hash_seed,
         problem=_code_problem(encoder, embedding, y),
         new_trunk=new_trunk,
-        frozen_trunk=frozen,
         hidden=hidden,
         metric=metric if along else None,
         verbose=encoder.verbose,

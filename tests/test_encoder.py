@@ -359,6 +359,8 @@ def test_an_interrupted_fit_is_usable_between_and_after_the_stages(blobs, monkey
     after = shared_trunk is True and method == "join_hidden_layer"
     assert [r["stage"] for r in encoder.history_] == ["metric"] * 4 + ["hash"] * (4 if after else 1)
     assert all(np.isfinite(part).all() for part in encoder.describe(X))
+    trunks = encoder._model.metric_network.trunk, encoder._model.hash_network.trunk
+    assert (trunks[0] is trunks[1]) == bool(shared_trunk)
 
 
 def test_pickle_and_clone(fitted, digits):

@@ -198,7 +198,6 @@ class EmbeddingModel:
         seed: int,
         problem: CodeProblem,
         new_trunk: bool = False,
-        frozen_trunk: bool = False,
         hidden: Tensor | None = None,
         metric: StageSettings | None = None,
         verbose: int = 0,
@@ -208,8 +207,8 @@ class EmbeddingModel:
 
         Parameters are those of `fit_metric`; `problem` tells how codes are solved and validated. With
         `metric`, the metric stage's settings, its embedding is trained along, and both share the trunk; with
-        `frozen_trunk` they share it as it is, and a linear layer is all that is trained, above the `hidden`
-        layer of X, see `embed_with_hidden_layer`, where that is known.
+        `hidden`, the metric stage's hidden layer of X (`embed_with_hidden_layer`), they share it as it is,
+        and a linear layer is all that is trained.
 
         Returns
         -------
@@ -217,13 +216,14 @@ class EmbeddingModel:
             One record an epoch.
         """
         assert self.metric_network is not None
+        frozen = hidden is not None
         device = resolve_device(self.device)
         generator = torch.Generator().manual_seed(seed)
         if new_trunk:
             standardize = copy.deepcopy(self.metric_network.standardize).cpu()
             trunk, width = initial_trunk(X, standardize, self._network, seed, generator)
         else:
-            trunk = self.metric_network.trunk if frozen_trunk else copy.deepcopy(self.metric_network.trunk)
+            trunk = self.metric_network.trunk if frozen else copy.deepcopy(self.metric_network.trunk)
             width = self.metric_network.head.in_features
         head = new_head(
             width,
@@ -232,8 +232,8 @@ class EmbeddingModel:
             std=HASH_HEAD_STD,
         )
         standardize = self.metric_network.standardize
-        if frozen_trunk:
-            items = self.embed_with_hidden_layer(X)[1] if hidden is None else hidden
+        if hidden is not None:
+            items = hidden
             # Above what is scaled and rectified already.
             network = StageNetwork(Standardize(np.zeros(1), np.ones(1)), nn.Identity(), head).to(device)
             # One small product has nothing to gain from another.
@@ -250,9 +250,9 @@ class EmbeddingModel:
             stage = kind(network, data, settings, problem=problem, metric=metric, seed=seed, verbose=verbose)
             stage.checkpoint = checkpoint
             history = stage.run()
-        self.shared_trunk = frozen_trunk or metric is not None
+        self.shared_trunk = frozen or metric is not None
         self.hash_network = network
-        if frozen_trunk:
+        if frozen:
             self.hash_network = StageNetwork(standardize, trunk, network.head).eval()
         elif metric is not None:
             self.metric_network, self.hash_network = (
