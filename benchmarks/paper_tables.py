@@ -12,6 +12,7 @@ from paper_goals import (
     CURVE_IVF,
     CURVE_MIXED,
     DIRECTIONS,
+    FURTHER_LEAVES,
     KS,
     OVER_EPSILON,
     WAYS,
@@ -45,6 +46,8 @@ def systems_of(found, protocol):
     shown += [(name, f"hqsearch{way}", 1) for way, name in WAYS.items()]
     rows = [(label, [(protocol, direction, *system) for direction in DIRECTIONS]) for label, *system in shown]
     rows.append(("softmax control", [best_control(found, protocol, direction) for direction in DIRECTIONS]))
+    shown = "softmax control, exhaustive", "softmax, exhaustive"
+    rows.append((shown[0], [(protocol, direction, shown[1], None) for direction in DIRECTIONS]))
     rows = [row for row in rows if row[1][0] in found]
     joined, alone = (found.get((protocol, DIRECTIONS[0], name, None)) for name in (EXHAUSTIVE, TRAINED_ALONE))
     same = alone and all(mean(joined, f"P@{k}") == mean(alone, f"P@{k}") for k in KS)
@@ -124,20 +127,27 @@ def baseline_rows(name, found):
             name = ""
 
 
-def curve_rows(name, found):
-    """Differences of the curves over the number of probes among unseen classes, from SUF 5 up."""
+# Whose curves ours are compared with: a title, the kind of goal, and the peer.
+PEERS = {
+    "closed": [(f"control, {name}", FURTHER_LEAVES, f"softmax{way}") for way, name in WAYS.items()],
+    "unseen": [
+        ("control", CURVE_CONTROL, "softmax"),
+        ("its codes, our embedding", CURVE_MIXED, "softmax, our embedding"),
+        ("IVF, a list a class", CURVE_IVF, "IVF-Flat"),
+        ("IVF, as many lists", CURVE_IVF, "IVF-Flat, as many lists"),
+        ("HNSW", CURVE_HNSW, "HNSW"),
+    ],
+}
+
+
+def curve_rows(name, found, protocol):
+    """Differences of the curves over the number of probes, from SUF 5 up."""
     for direction in DIRECTIONS:
         for k in (1, 16):
-            here = [v for v in found if v.where == f"unseen, {direction}" and f"precision@{k} " in v.goal]
+            here = [v for v in found if v.where == f"{protocol}, {direction}" and f"@{k} curve" in v.goal]
             here = [v for v in here if OVER_EPSILON not in v.goal]
             row = [name, f"{direction}, @{k}"]
-            for kind, peer in (
-                (CURVE_CONTROL, "softmax"),
-                (CURVE_MIXED, "softmax, our embedding"),
-                (CURVE_IVF, "IVF-Flat"),
-                (CURVE_IVF, "IVF-Flat, as many lists"),
-                (CURVE_HNSW, "HNSW"),
-            ):
+            for _, kind, peer in PEERS[protocol]:
                 figures = [v.figure for v in here if v.kind == kind and f" {peer} from" in v.goal]
                 row.append(figures[0] if figures else "–")
             if any(shown != "–" for shown in row[2:]):
@@ -168,6 +178,18 @@ def of_protocol(title, protocol, experiments):
     ]
 
 
+def curve_table(experiments, protocol):
+    """Lines of the table of curves."""
+    return [
+        "",
+        "Curve over the number of probed leaves minus its peers', from SUF 5 up, as far as both reach:",
+        *table(
+            ("data, loss", "where", *(title for title, *_ in PEERS[protocol])),
+            [row for name, _, _, found in experiments for row in curve_rows(name, found, protocol)],
+        ),
+    ]
+
+
 def tables(experiments):
     """Lines of all tables for ``(name, result, verdicts)`` of each experiment."""
     experiments = [(name, result, collect(result), found) for name, result, found in experiments]
@@ -180,19 +202,7 @@ def tables(experiments):
             ("data, loss", "direction", "control", *FLAT.values(), "IVF", "HNSW"),
             [row for name, _, _, found in experiments for row in baseline_rows(name, found)],
         ),
+        *curve_table(experiments, "closed"),
         *of_protocol("Unseen classes", "unseen", experiments),
-        "",
-        "Curve over the number of probed leaves minus its peers', from SUF 5 up, as far as both reach:",
-        *table(
-            (
-                "data, loss",
-                "where",
-                "control",
-                "its codes, our embedding",
-                "IVF, a list a class",
-                "IVF, as many lists",
-                "HNSW",
-            ),
-            [row for name, _, _, found in experiments for row in curve_rows(name, found)],
-        ),
+        *curve_table(experiments, "unseen"),
     ]

@@ -180,6 +180,24 @@ def test_of_a_peer_that_ends_below_the_first_speedup_nothing_is_asked():
     assert np.isnan(worst)
 
 
+def test_the_control_has_further_leaves_that_no_goal_asks_for():
+    low, crossing = points((1, 0.8), (80, 0.8)), points((5, 0.903), (80, 0.7))
+    of_control = [record("softmax", 0, 0.8, 80.0, curve=low)]
+    of_control += [record("softmax, own leaves", 0, 0.7, 80.0, curve=crossing)]
+    of_control += [record("softmax, our embedding", 0, 0.99, 80.0, curve=points((1, 0.99), (80, 0.99)))]
+    ours = record("hqsearch", 0, 0.9, 80.0, curve=points((1, 0.9), (80, 0.9)))
+    exhaustive = record("exhaustive", 0, 0.9, 1.0, s=None)
+    found = verdicts(result(ours, exhaustive, *of_control))
+    found = [v for v in found if v.kind == paper_goals.FURTHER_LEAVES]
+    assert {(v.goal, v.reached) for v in found} == {
+        (f"precision@{k} curve above {name} from SUF 5 up", above)
+        for k in (1, 16)
+        for name, above in (("softmax", True), ("softmax, own leaves", False))
+    }
+    header, row = summary_tables(result(ours, exhaustive, *of_control))[0]
+    assert dict(zip(header, row, strict=True))["control, further leaves"] == "2 of 4 (-0.3)"
+
+
 def unseen(system, seed, *pairs):
     """Return a curve among other classes."""
     place = {"protocol": "unseen", "direction": "test->train", "seed": seed, "s": 1, "system": system}
@@ -261,14 +279,16 @@ def test_the_tables_show_precisions_and_differences():
     control += over_seeds("softmax, own leaves", [0.9, 0.9], 10.0, n_leaves=30)
     cells = [*over_seeds("VQ, 64 cells", [0.93, 0.93], 10.0), *over_seeds("VQ, 8 cells", [0.99, 0.99], 4.0)]
     of_preset = result(*exhaustive, *ours, preset="thirty-epochs")
-    _, shown, sparsities, baselines, *unseen_ones = summary_tables(
-        of_preset, result(*exhaustive, *ours, *control, *cells)
+    scan = over_seeds("softmax, exhaustive", [0.87, 0.87], 1.0, s=None)
+    _, shown, sparsities, baselines, *without_rows = summary_tables(
+        of_preset, result(*exhaustive, *ours, *control, *scan, *cells)
     )
     none = ["–"] * 4
     assert shown[1:] == [
         ["digits, proxy", "exhaustive", "1.0", "1.0", "91.00 ± 1.00", "91.00 ± 1.00", *none],
         ["", "index", "10.0", "4.0", "91.50 ± 0.50", "91.50 ± 0.50", *none],
         ["", "softmax control", "10.0", "10.0", "90.00 ± 0.00", "90.00 ± 0.00", *none],
+        ["", "softmax control, exhaustive", "1.0", "1.0", "87.00 ± 0.00", "87.00 ± 0.00", *none],
     ]
     assert sparsities[1:] == [
         ["digits, proxy", "test->train", "+0.5 / +0.5, 10", "-1.0 / -1.0, 6.0", "–", "–"]
@@ -279,7 +299,7 @@ def test_the_tables_show_precisions_and_differences():
         "-1.5",
         "–",
     )
-    assert all(len(table) == 1 for table in unseen_ones)
+    assert [len(table) for table in without_rows] == [1] * 4
 
 
 def test_the_tables_compare_curves():
@@ -298,6 +318,19 @@ def test_the_tables_compare_curves():
     rows = summary_tables(result(*curves))[-1]
     expected = ["+10.0 to +10.0", "+5.0 to +5.0", "+20.0 to +20.0", "-1.0 to -1.0", "+3.0 to +3.0"]
     assert [row[1:] for row in rows[1:]] == [[f"test->train, @{k}", *expected] for k in (1, 16)]
+
+
+def test_the_tables_compare_the_closed_sets_curves_with_each_way_of_the_control():
+    ours = record("hqsearch", 0, 0.9, 80.0, curve=points((1, 0.9), (80, 0.9)), n_leaves=2)
+    peers = [("softmax", 0.8), (", listed by codes", 0.95), (", own leaves", 0.85)]
+    peers = [
+        record(f"softmax{way.removeprefix('softmax')}", 0, p, 80.0, curve=points((1, p), (80, p)), n_leaves=2)
+        for way, p in peers
+    ]
+    of_closed = summary_tables(result(ours, record("exhaustive", 0, 0.9, 1.0, s=None), *peers))[4]
+    assert [row[1:] for row in of_closed[1:]] == [
+        [f"test->train, @{k}", "+10.0 to +10.0", "-5.0 to -5.0", "+5.0 to +5.0"] for k in (1, 16)
+    ]
 
 
 def test_a_page_has_every_speedup_and_recall_and_a_picture_both_directions(tmp_path, monkeypatch):
