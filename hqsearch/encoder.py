@@ -76,11 +76,11 @@ class HierarchicalHashEncoder(
         Whether one trunk serves embedding and level scores, so that a query runs one network instead of two.
         With True the hash stage goes on training the embedding too, by the sum of both losses, and the
         embedding depends on the codes. With npairs that was more precise too on the images that were
-        compared, with proxy a point less where queries met many items. With "frozen" the hash stage trains a
-        linear layer above the metric stage's trunk, in seconds and in float32; with `memory` a search over
-        sparsities or penalties trains little else. An index is then about as precise as exhaustive search,
-        and loses what the second network adds to that: up to a point with proxy, seven with npairs on the
-        images that were compared (doc/experiments.md).
+        compared, with proxy a point less at 1 where queries met many items. With "frozen" the hash stage
+        trains a linear layer above the metric stage's trunk, in seconds and in float32; with `memory` a
+        search over sparsities or penalties trains little else. An index is then about as precise as
+        exhaustive search, and loses what the second network adds to that: up to a point with proxy, seven
+        with npairs on the images that were compared (doc/experiments.md).
     hash_trunk : {"auto", "metric", "new"}, default="auto"
         Where the trunk of the hash stage starts: at that of the metric stage, as in the papers, or anew. Two
         networks that were trained apart err on different queries, so together they choose better leaves,
