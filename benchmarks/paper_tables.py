@@ -46,8 +46,8 @@ def systems_of(found, protocol):
     shown += [(name, f"hqsearch{way}", 1) for way, name in WAYS.items()]
     rows = [(label, [(protocol, direction, *system) for direction in DIRECTIONS]) for label, *system in shown]
     rows.append(("softmax control", [best_control(found, protocol, direction) for direction in DIRECTIONS]))
-    shown = "softmax control, exhaustive", "softmax, exhaustive"
-    rows.append((shown[0], [(protocol, direction, shown[1], None) for direction in DIRECTIONS]))
+    scans = [(protocol, direction, "softmax, exhaustive", None) for direction in DIRECTIONS]
+    rows.append(("softmax control, exhaustive", scans))
     rows = [row for row in rows if row[1][0] in found]
     joined, alone = (found.get((protocol, DIRECTIONS[0], name, None)) for name in (EXHAUSTIVE, TRAINED_ALONE))
     same = alone and all(mean(joined, f"P@{k}") == mean(alone, f"P@{k}") for k in KS)
